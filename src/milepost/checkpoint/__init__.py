@@ -1,0 +1,1 @@
+"""Model state: what is captured, how it is encoded, committed, listed and restored."""

@@ -1,0 +1,1 @@
+"""Words: errors, configuration, events, records, protocols. Standard library and numpy only."""

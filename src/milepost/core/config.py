@@ -1,0 +1,224 @@
+"""Which settings are there, what do they mean, and what is refused?
+
+``ExperimentConfig`` is the mission's dataclass: its nine fields first, in its order and with its defaults. Everything is
+checked when it is made, so a wrong value raises before a training starts, and relative paths become absolute then, so a
+later ``os.chdir`` moves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from milepost.core.errors import InvalidInputError, NotFoundError
+
+__all__ = ["CheckpointFormat", "ExperimentConfig", "is_disabled"]
+
+CheckpointFormat = Literal["milepost", "pt", "pt.gz", "safetensors"]
+
+_FOLDERS = ("experiment_dir", "checkpoint_dir", "logs_dir", "metrics_dir", "tensorboard_dir")
+_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT")
+
+
+def is_disabled() -> bool:
+    """Whether ``MILEPOST_MODE=disabled`` turns every call into a typed no-op."""
+    mode = os.environ.get("MILEPOST_MODE", "")
+    if mode not in {"", "enabled", "disabled"}:
+        raise InvalidInputError(f"MILEPOST_MODE is {mode!r}", cure="set it to 'enabled' or 'disabled', or unset it")
+    return mode == "disabled"
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Where things go and how they are kept.
+
+    Attributes:
+        experiment_dir: One folder per experiment: metadata, summary, console log, media, code.
+        checkpoint_dir: Checkpoints of all experiments, and ``checkpoints.json``.
+        logs_dir: milepost's own log, one file per process.
+        metrics_dir: One folder per experiment: the run log.
+        tensorboard_dir: TensorBoard event files; None switches TensorBoard off.
+        wandb_project: Project at Weights & Biases; None switches W&B off.
+        save_frequency: ``should_save`` is true this many steps after the last save.
+        max_checkpoints: How many of the newest checkpoints of an experiment are kept, beside its best and pinned ones.
+        compression: Encode checkpoints losslessly (byte planes and zstd), or store them raw.
+        root: Moves all five folders: relative ones are taken from here instead of the working folder.
+        group: Name that ties experiments together, for example a sweep.
+        best_metric: Metric that decides which checkpoint is best when nobody passes ``is_best=True``.
+        best_mode: Whether a smaller (``"min"``) or larger (``"max"``) ``best_metric`` is better.
+        resume_key: Names the training for ``resume="auto"``, whatever its hyperparameters.
+        save_on_signal: Signals after which ``should_save`` and ``should_stop`` turn true, for example ``("SIGTERM",)``.
+        on_save_error: A failed save warns once, or raises at the next ``wait()`` only (``"warn"``), or raises from the
+            next call of ``save_checkpoint`` (``"raise"``).
+        trackers: Objects of your own that follow the run, beside TensorBoard and W&B.
+        checkpoint_format: ``"milepost"``, or a foreign one: ``"pt"``, ``"pt.gz"``, ``"safetensors"``.
+        strict: Raise on a metric that is not a number, instead of skipping it with one warning.
+        capture_console: Keep what is printed in ``experiment.log``.
+        capture_code: Record commit, difference to it, and environment.
+        exit_timeout: Seconds the end of a run waits for what is still being written.
+    """
+
+    experiment_dir: str = "./experiments"
+    checkpoint_dir: str = "./checkpoints"
+    logs_dir: str = "./logs"
+    metrics_dir: str = "./metrics"
+    tensorboard_dir: str | None = "./runs"
+    wandb_project: str | None = None
+    save_frequency: int = 1000
+    max_checkpoints: int = 5
+    compression: bool = True
+    root: str | None = None
+    group: str | None = None
+    best_metric: str | None = None
+    best_mode: Literal["min", "max"] = "min"
+    resume_key: str | None = None
+    save_on_signal: tuple[str, ...] = ()
+    on_save_error: Literal["warn", "raise"] = "warn"
+    trackers: tuple[Any, ...] = ()
+    checkpoint_format: CheckpointFormat = "milepost"
+    strict: bool = False
+    capture_console: bool = True
+    capture_code: bool = True
+    exit_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("save_frequency", "max_checkpoints"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise _invalid(name, value, "give a whole number of at least 1")
+        for name in ("compression", "strict", "capture_console", "capture_code"):
+            if not isinstance(getattr(self, name), bool):
+                raise _invalid(name, getattr(self, name), "give True or False")
+        for name in ("group", "best_metric", "resume_key", "wandb_project"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                raise _invalid(name, value, "give a text that is not empty, or None")
+        for name, choices in (
+            ("best_mode", ("min", "max")),
+            ("on_save_error", ("warn", "raise")),
+            ("checkpoint_format", get_args(CheckpointFormat)),
+        ):
+            if getattr(self, name) not in choices:
+                raise _invalid(name, getattr(self, name), f"give one of {', '.join(map(repr, choices))}")
+        timeout = self.exit_timeout
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
+            raise _invalid("exit_timeout", timeout, "give seconds, 0 or more")
+        self._settle("save_on_signal", self._signals())
+        self._settle("trackers", tuple(self.trackers))
+        self._make_paths_absolute()
+
+    def _signals(self) -> tuple[str, ...]:
+        names = (self.save_on_signal,) if isinstance(self.save_on_signal, str) else tuple(self.save_on_signal)
+        for name in names:
+            if name not in _SIGNALS:
+                raise _invalid("save_on_signal", name, f"give names out of {', '.join(_SIGNALS)}")
+        return names
+
+    def _make_paths_absolute(self) -> None:
+        if self.root is not None:
+            self._settle("root", str(_path("root", self.root).expanduser().absolute()))
+        base = Path(self.root) if self.root is not None else Path.cwd()
+        for name in _FOLDERS:
+            value = getattr(self, name)
+            if value is None and name == "tensorboard_dir":
+                continue
+            self._settle(name, os.path.normpath(base / _path(name, value).expanduser()))
+
+    def _settle(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen; this is its construction
+
+    @classmethod
+    def load(
+        cls, file: str | os.PathLike[str] | None = None, *, profile: str | None = None, **arguments: Any
+    ) -> ExperimentConfig:
+        """Settings from a TOML or JSON file: argument > ``MILEPOST_<FIELD>`` > profile > top level of the file > default.
+
+        Args:
+            file: Its keys are the fields of this class; tables below ``[profiles]`` are named sets of them. None: no file.
+            profile: Which table of ``[profiles]`` to use.
+            **arguments: Fields that stand above everything else.
+
+        Raises:
+            InvalidInputError: A key is no field, or a value cannot be meant.
+            NotFoundError: There is no such file or profile.
+        """
+        settings, profiles = _read_settings(file)
+        if profile is not None:
+            if profile not in profiles:
+                known = ", ".join(profiles) or "none"
+                raise NotFoundError(f"no profile {profile!r} in {file}", cure=f"profiles there: {known}")
+            settings |= profiles[profile]
+        settings |= _from_environment()
+        settings |= arguments
+        names = {field.name for field in fields(cls)}
+        for key in settings:
+            if key not in names:
+                raise InvalidInputError(f"{key!r} is no setting", cure=f"settings are: {', '.join(sorted(names))}")
+        return cls(**settings)
+
+
+def _invalid(name: str, value: object, cure: str) -> InvalidInputError:
+    return InvalidInputError(f"{name} is {value!r}", cure=cure, kind="invalid-setting")
+
+
+def _path(name: str, value: object) -> Path:
+    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
+        raise _invalid(name, value, "give the path of a folder")
+    return Path(value)
+
+
+def _read_settings(file: str | os.PathLike[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    if file is None:
+        return {}, {}
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"no settings file {os.fspath(file)!r}", cure="check the path") from None
+    try:
+        content = json.loads(text) if str(file).endswith(".json") else tomllib.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{os.fspath(file)!r} is no valid settings file ({error})", cure="mend it") from None
+    if not isinstance(content, dict):
+        raise InvalidInputError(f"{os.fspath(file)!r} holds no table of settings", cure="write key = value lines")
+    profiles = content.pop("profiles", {})
+    return content, profiles
+
+
+def _from_environment() -> dict[str, Any]:
+    hints = typing.get_type_hints(ExperimentConfig)
+    found: dict[str, Any] = {}
+    for field in fields(ExperimentConfig):
+        text = os.environ.get(f"MILEPOST_{field.name.upper()}")
+        if text is not None and field.name != "trackers":
+            found[field.name] = _parse(field.name, text, hints[field.name])
+    return found
+
+
+def _parse(name: str, text: str, hint: Any) -> Any:
+    """The value of an environment variable, by the type of its field."""
+    kinds = get_args(hint) if typing.get_origin(hint) in {typing.Union, types.UnionType} else (hint,)
+    if types.NoneType in kinds and text.lower() in {"", "none"}:
+        return None
+    if bool in kinds:
+        words: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if text.lower() not in words:
+            raise _invalid(f"MILEPOST_{name.upper()}", text, "give true or false")
+        return words[text.lower()]
+    try:
+        if int in kinds:
+            return int(text)
+        if float in kinds:
+            return float(text)
+    except ValueError:
+        raise _invalid(f"MILEPOST_{name.upper()}", text, "give a number") from None
+    if name == "save_on_signal":
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return text

@@ -1,0 +1,1 @@
+"""Where a run ran: host, devices, packages, code, ranks."""

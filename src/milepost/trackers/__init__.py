@@ -1,0 +1,1 @@
+"""Guests: TensorBoard, W&B and whoever else follows the run log."""
