@@ -1,0 +1,41 @@
+# The same few verbs for every chore; continuous integration calls them too. Needed: Python >= 3.11, git, make.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help demo test check bench docs
+
+help:
+	@echo "make demo    a training is killed and goes on (two minutes, nothing is kept)"
+	@echo "make test    all tests;  make test ARGS='-k resume' for some"
+	@echo "make check   format, lint, types, layers"
+	@echo "make docs    every code block of README.md and docs/ is run"
+	@echo "make bench   the tables of bench/, on this machine"
+
+# Made again only when what it was made from has changed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("milepost needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[torch,tensorboard,wandb,safetensors]" --group dev
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/milepost demo
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(BIN)/python -m pytest tests/docs $(ARGS)
+
+bench: $(READY)
+	@for script in bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
