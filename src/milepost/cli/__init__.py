@@ -1,1 +1,1 @@
-"""The terminal."""
+"""The terminal: what runs here, what a run is, its checkpoints, and mending what was left. It reads through the store."""

@@ -1,4 +1,4 @@
-"""What can go wrong, grouped by what the caller would do about it.
+"""What can go wrong, and what would the caller do about it?
 
 ::
 

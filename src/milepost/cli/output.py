@@ -1,0 +1,83 @@
+"""How does an answer reach the terminal, a pipe or a program?
+
+A terminal gets colours and its own width; a pipe gets plain lines that are never cut, so that ``grep`` finds what is
+there; ``--json`` gets one document with stable keys, in which NaN and the infinities are the strings ``"NaN"``,
+``"Infinity"`` and ``"-Infinity"``, because JSON has no numbers for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from milepost.cli.words import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+__all__ = ["Cell", "print_json", "print_line", "print_table", "to_json"]
+
+#: A text, or a text and the rich style it has in a terminal.
+Cell = str | tuple[str, str]
+
+_UNCUT = 100_000
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _UNCUT
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def _text(cell: Cell) -> Text:
+    from rich.text import Text
+
+    content, style = cell if isinstance(cell, tuple) else (cell, "")
+    return Text(plain(content), style)
+
+
+def print_line(*cells: Cell) -> None:
+    """One line made of the cells, with a space between two."""
+    from rich.text import Text
+
+    _console().print(Text(" ").join(_text(cell) for cell in cells), soft_wrap=True)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], *, numbers: Sequence[str] = ()) -> None:
+    """Aligned columns without a frame; those named in ``numbers`` stand to the right. Without rows nothing is printed."""
+    if not rows:
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*map(_text, row))
+    _console().print(table)
+
+
+def to_json(value: Any) -> Any:
+    """``value`` in the terms of JSON: records as objects, paths as text, no number that JSON lacks."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_json(entry) for entry in value]
+    return str(value)
+
+
+def print_json(value: Any) -> None:
+    """One document. Beyond ASCII everything is escaped, so that no output encoding and no terminal can trip over it."""
+    sys.stdout.write(json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
