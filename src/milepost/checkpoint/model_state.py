@@ -1,0 +1,169 @@
+"""Which tensors does a model hold, and under which names?
+
+Names are those of ``model.state_dict()`` without what wrappers add: ``module.`` (DistributedDataParallel, DataParallel)
+and ``_orig_mod.`` (torch.compile) name no module of the model. A wrapper is recognised by its class, so a module that
+somebody called ``module`` keeps its name. A tied weight appears under each of its names, as the same tensor.
+
+Refused, with their place: what would come back different. Sharded tensors, sparse and quantised ones, tensors on no
+device, parameters that are not initialised yet, modules that keep state outside parameters and buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from milepost.core.errors import InvalidInputError
+
+__all__ = [
+    "capture_model",
+    "describe_model",
+    "named_modules",
+    "named_tensors",
+    "refuse_unsupported",
+    "restore_model",
+    "writable",
+]
+
+_WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
+_SHARDED = {"FullyShardedDataParallel", "DeepSpeedEngine", "PipelineStage"}
+
+
+def named_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module under every name it has, wrappers left out; ``prefix`` ends with a dot or is empty."""
+    inner = _unwrapped(model)
+    yield prefix.removesuffix("."), inner
+    for name, child in inner.named_children() if not _shares_children(inner) else inner._modules.items():
+        if child is not None:
+            yield from named_modules(child, f"{prefix}{name}.")
+
+
+def _shares_children(module: nn.Module) -> bool:
+    """``named_children`` names a module that occurs twice only once; its second name must not be lost."""
+    children = [id(child) for child in module._modules.values()]
+    return len(set(children)) != len(children)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while True:
+        kinds = [cls.__name__ for cls in type(module).__mro__]
+        attribute = next((_WRAPPERS[kind] for kind in kinds if kind in _WRAPPERS), None)
+        if attribute is None:
+            return module
+        module = getattr(module, attribute)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and persistent buffers under their names; the live objects, not copies."""
+    for path, module in named_modules(model):
+        prefix = f"{path}." if path else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield prefix + name, parameter
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield prefix + name, buffer
+
+
+def capture_model(model: nn.Module, place: str = "model") -> dict[str, Any]:
+    """Parameters, persistent buffers and extra state by name; the live tensors, to be copied by the snapshot.
+
+    Raises:
+        InvalidInputError: Something in it cannot be saved; the message names its place.
+    """
+    for path, module in named_modules(model):
+        _refuse_module(module, f"{place}.{path}".rstrip("."))
+    state: dict[str, Any] = dict(named_tensors(model))
+    for name, module in _with_extra_state(model):
+        state[name] = module.get_extra_state()
+    return state
+
+
+def _with_extra_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, module in named_modules(model):
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            yield f"{path}._extra_state".removeprefix("."), module
+
+
+def restore_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Write ``saved`` into the tensors of ``model``; names, shapes and dtypes were compared before."""
+    written: set[int] = set()
+    with torch.no_grad():
+        for name, target in named_tensors(model):
+            if name in saved and id(target) not in written:
+                writable(target).copy_(writable(saved[name]))
+                written.add(id(target))
+    for name, module in _with_extra_state(model):
+        if name in saved:
+            module.set_extra_state(saved[name])
+
+
+def writable(tensor: Tensor) -> Tensor:
+    """``tensor`` without the repetitions of an expanded dimension: each of its elements once."""
+    detached = tensor.detach()
+    for dimension, (length, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and length > 1:
+            detached = detached.narrow(dimension, 0, 1)
+    return detached
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Facts for a run's metadata: class, number of parameters, of trainable ones, bytes, and how many of each dtype."""
+    parameters = {
+        id(parameter): parameter
+        for _, module in named_modules(model)
+        for parameter in module._parameters.values()
+        if parameter is not None
+    }
+    dtypes: dict[str, int] = {}
+    for parameter in parameters.values():
+        name = str(parameter.dtype).removeprefix("torch.")
+        dtypes[name] = dtypes.get(name, 0) + parameter.numel()
+    return {
+        "class": type(_unwrapped(model)).__name__,
+        "parameters": sum(parameter.numel() for parameter in parameters.values()),
+        "trainable": sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad),
+        "parameter_bytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters.values()),
+        "dtypes": dtypes,
+    }
+
+
+def _refuse_module(module: nn.Module, place: str) -> None:
+    kind = type(module)
+    if any(cls.__name__ in _SHARDED for cls in kind.__mro__):
+        raise _refused(place, f"a sharded {kind.__name__}", "save a gathered copy of it")
+    if kind._save_to_state_dict is not nn.Module._save_to_state_dict:
+        entries: dict[str, Any] = {}
+        module._save_to_state_dict(entries, "", keep_vars=True)
+        hidden = entries.keys() - module._parameters.keys() - module._buffers.keys() - {"_extra_state"}
+        if hidden:
+            raise _refused(
+                f"{place}.{min(hidden)}",
+                f"state that {kind.__name__} keeps outside parameters and buffers",
+                "give the module get_extra_state and set_extra_state",
+            )
+
+
+def refuse_unsupported(tensor: Tensor, place: str) -> None:
+    """Say no to a tensor whose bytes do not make it.
+
+    Raises:
+        InvalidInputError: The message names ``place`` and what it is.
+    """
+    kind = type(tensor)
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        raise _refused(place, "a parameter that has no shape yet", "run one batch through the model first")
+    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ or hasattr(tensor, "ds_tensor"):
+        raise _refused(place, f"a tensor of type {kind.__name__}", "save a plain tensor with its full content")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        what = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+        raise _refused(place, f"a {what} tensor", "save its plain parts instead")
+    if tensor.device.type == "meta":
+        raise _refused(place, "a tensor without data (device 'meta')", "load its weights first")
+
+
+def _refused(place: str, what: str, cure: str) -> InvalidInputError:
+    return InvalidInputError(f"{place}: {what} cannot be saved", cure=cure, kind="unsupported-state")

@@ -1,0 +1,192 @@
+"""Who turns a staged snapshot into a file, and how does the trainer learn how it went?
+
+``CheckpointWriter`` is the seam: the companion process is one implementation, :class:`InlineWriter` (a thread of this
+process) the other. Both run :func:`milepost.checkpoint.finishing.finish_save`.
+
+**On crash**: a job handed to the companion is finished there. With :class:`InlineWriter` it dies with the process; the
+newest committed checkpoint remains.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from milepost.checkpoint.arena import Arena
+from milepost.checkpoint.finishing import finish_save
+from milepost.checkpoint.job import SaveJob
+from milepost.checkpoint.retention import RetentionRule
+from milepost.core.errors import GaveUpWaitingError, MilepostError, StorageError
+from milepost.core.events import CheckpointChanged
+from milepost.core.records import CheckpointInfo
+
+__all__ = ["CheckpointWriter", "InlineWriter", "PendingSave"]
+
+_log = logging.getLogger("milepost.checkpoint")
+_writers: weakref.WeakSet[InlineWriter] = weakref.WeakSet()
+
+
+class PendingSave:
+    """One save on its way to the disk. Ends once, by :meth:`commit` or by :meth:`fail`.
+
+    Attributes:
+        path: The file that will exist.
+        step: Its step.
+        info: The checkpoint as listed; None until it is committed.
+        error: Why it failed; None unless it did.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self.step = step
+        self.info: CheckpointInfo | None = None
+        self.error: MilepostError | None = None
+        self._ended = threading.Event()
+
+    @property
+    def done(self) -> bool:
+        """Whether it ended, well or not."""
+        return self._ended.is_set()
+
+    def commit(self, info: CheckpointInfo) -> None:
+        """The file is complete and survives power loss."""
+        if not self.done:
+            self.info = info
+            self._ended.set()
+
+    def fail(self, error: MilepostError) -> None:
+        """There will be no file."""
+        if not self.done:
+            self.error = error
+            self._ended.set()
+
+    def wait(self, timeout: float | None = None) -> CheckpointInfo:
+        """Wait until the file is committed.
+
+        Raises:
+            MilepostError: The save failed; this is its error.
+            GaveUpWaitingError: It did not end within ``timeout`` seconds.
+        """
+        if not self._ended.wait(timeout):
+            raise GaveUpWaitingError(
+                f"the checkpoint of step {self.step} was not committed within {timeout:g} seconds",
+                cure="it is still being written: wait again",
+            )
+        if self.error is not None:
+            raise self.error
+        assert self.info is not None
+        return self.info
+
+
+class CheckpointWriter(Protocol):
+    """Takes one staged snapshot at a time.
+
+    Contract: ``arena()`` waits until the one arena is free and gives it to the caller until the next ``submit``.
+    ``submit`` returns at once, never raises for what happens on the disk, and keeps the arena's content unchanged until
+    the save it returns has ended. A job of format ``"rank"`` carries no tensors and leaves the arena free.
+    """
+
+    def arena(self) -> Arena:
+        """The arena to stage into, as soon as it is free."""
+
+    def submit(self, job: SaveJob, arena: Arena) -> PendingSave:
+        """Write the snapshot that ``job`` describes and ``arena`` holds."""
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until everything submitted has ended, read-back and retention included.
+
+        Raises:
+            GaveUpWaitingError: It did not within ``timeout`` seconds.
+        """
+
+
+class InlineWriter:
+    """Writes in a thread of this process: for checkpoints without a run, and where no companion can be started.
+
+    Args:
+        rule: What is kept after each save.
+        report: Told each change of a checkpoint, from the writing thread.
+    """
+
+    def __init__(self, rule: RetentionRule, report: Callable[[CheckpointChanged], None] | None = None) -> None:
+        self._rule = rule
+        self._report = report
+        self.forget()
+        _writers.add(self)
+
+    def forget(self) -> None:
+        """Start from nothing: a forked child has neither the thread nor the right to the arena's content."""
+        self._arena = Arena()
+        self._free = threading.Event()
+        self._free.set()
+        self._thread: threading.Thread | None = None
+
+    def arena(self) -> Arena:
+        """The arena, once the save before has been committed."""
+        self._free.wait()
+        return self._arena
+
+    def submit(self, job: SaveJob, arena: Arena) -> PendingSave:
+        """Start the thread that writes; not a daemon, so that the interpreter's exit waits for the commit."""
+        pending = PendingSave(Path(job.path), job.step)
+        self._free.clear()
+        before = self._thread
+        self._thread = threading.Thread(target=self._finish, args=(job, arena, pending, before), name="milepost-save")
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no thread left, or the interpreter is shutting down
+            self._thread = before
+            self._free.set()
+            self._failed(job, pending, StorageError(f"no thread to save with ({error})", cure="raise the limit of it"))
+        return pending
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the last save, its read-back and the retention after it."""
+        if self._thread is None:
+            return
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise GaveUpWaitingError("a checkpoint is still being written", cure="wait again")
+
+    def _finish(self, job: SaveJob, arena: Arena, pending: PendingSave, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()  # read-back and retention of one save end before the next save begins
+
+        def report(change: CheckpointChanged) -> None:
+            if change.action == "committed":
+                pending.commit(CheckpointInfo(**change.info))
+                self._free.set()
+            if self._report is not None:
+                self._report(change)
+
+        try:
+            finish_save(job, arena.view, self._rule, report)
+        except MilepostError as error:
+            self._failed(job, pending, error)
+        except (OSError, MemoryError) as error:
+            self._failed(job, pending, StorageError(f"saving {job.path} failed ({error})", cure="see the log"))
+        finally:
+            self._free.set()
+
+    def _failed(self, job: SaveJob, pending: PendingSave, error: MilepostError) -> None:
+        pending.fail(error)
+        if self._report is None:
+            _log.warning("checkpoint of step %d was not saved: %s", job.step, error)
+            return
+        self._report(
+            CheckpointChanged(step=job.step, action="failed", filename=pending.path.name, reason=str(error))
+        )
+
+
+def _after_fork() -> None:
+    for writer in tuple(_writers):
+        writer.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
