@@ -1,0 +1,117 @@
+"""How is a record put down by a process that may wait for a disk?
+
+One write per record at a place reserved beforehand, straight into the durable file. The companion writes its own log so,
+forked children do, and the trainer does where no memory can be shared.
+
+**Invariants**: as in :mod:`milepost.runs.log`; the file is one segment that never ends.
+
+**On crash**: of the process, every record whose call returned is in the kernel's cache. Of the machine, what was synced.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from time import monotonic_ns
+
+from milepost.core.errors import StorageError
+from milepost.io.durable import storage_error, write_all
+from milepost.runs.layout import RunLayout
+from milepost.runs.recording import NOT_KEPT, Deferral, RunLog
+from milepost.runs.segment import HEADER_BYTES, Header, pack_header, seal_record
+from milepost.runs.values import OnBadValue
+
+__all__ = ["DirectLog"]
+
+
+class DirectLog(RunLog):
+    """The log of a process that may wait for a disk: every record is one write to the durable file.
+
+    Args:
+        layout: Where the run lies; the folder of its log must exist.
+        log_id: From :func:`milepost.runs.segment.new_log_id`.
+        on_bad_value: Told once per metric whose value is no number.
+        on_failure: Told when the disk refuses, once until it takes records again.
+        strict: Raise on a value that is no number.
+        deferred: Fetches device values.
+
+    Raises:
+        StorageError: The file cannot be made.
+    """
+
+    __slots__ = ("_fd", "_offset", "_on_failure", "_refused", "path")
+
+    #: One segment that never ends: the file has no gaps.
+    segment_size = 1 << 40
+
+    def __init__(
+        self,
+        layout: RunLayout,
+        log_id: bytes,
+        *,
+        on_bad_value: OnBadValue = lambda *_: None,
+        on_failure: Callable[[StorageError], None] = lambda _: None,
+        strict: bool = False,
+        deferred: Deferral | None = None,
+    ) -> None:
+        super().__init__(log_id, on_bad_value, strict=strict, deferred=deferred)
+        self.path = layout.durable_log(log_id, self.segment_size)
+        self._on_failure = on_failure
+        self._refused = False
+        self._offset = HEADER_BYTES
+        header = Header(
+            log_id=log_id,
+            base=self.segment_size,
+            wall_ns=time.time_ns(),
+            monotonic_ns=monotonic_ns(),
+            segment_size=self.segment_size,
+        )
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+            write_all(self._fd, pack_header(header), 0)
+        except OSError as error:
+            raise storage_error(error, "making the log", self.path) from error
+
+    @property
+    def position(self) -> int:
+        """Sequence number that the next record will have at the least."""
+        return self.segment_size + self._offset
+
+    def _publish(self, payload: bytes) -> int:
+        record = seal_record(payload, self._salt)
+        # Reserve, then write there: threads and signal handlers write behind each other, without a lock.
+        offset = self._offset
+        end = offset + len(record)
+        self._offset = end
+        try:
+            write_all(self._fd, record, offset)
+        except OSError as error:
+            if self._offset == end:
+                self._offset = offset
+            self.lost += 1
+            if not self._refused:
+                self._refused = True
+                self._on_failure(storage_error(error, "writing the log", self.path))
+            return NOT_KEPT
+        self._refused = False
+        return self.segment_size + offset
+
+    def sync(self) -> int:
+        """Make what is written survive power loss; the sequence number up to which that holds.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        position = self.position
+        try:
+            os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
+        except OSError as error:
+            raise storage_error(error, "syncing the log", self.path) from error
+        return position
+
+    def close(self) -> None:
+        """Close the file; later records are lost and counted."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
