@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,12 @@ class Delivery:
         with self._guest_called():
             self._tracker.close(self._feed.end)
         self._save(self._saved.guest, closed=self._feed.end is not None)
+
+    def abandon(self) -> None:
+        """After a call that raised: let the guest release what it holds. What that raises is of no interest."""
+        if self._tracker is not None:
+            with suppress(Exception, SystemExit), self._guest_called():
+                self._tracker.close(None)
 
     def _open(self) -> bool:
         """False if the story has to be told from its first record, which the next ``advance`` does."""

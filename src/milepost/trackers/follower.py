@@ -4,8 +4,8 @@ One daemon thread per guest walks the road of :mod:`milepost.trackers.delivery` 
 is said once, with its cure, and retried with growing waits; then the guest is *parked*: nothing is lost, the cursor is
 kept, and one more attempt is made when the run ends. A later process goes on from the cursor (``milepost doctor``).
 
-**Invariants**: no exception leaves the thread, and no call here waits for the guest, ``finish`` excepted, which waits
-until its deadline at the longest.
+**Invariants**: one process at a time tells a guest a run; it holds the lock beside the cursor. No exception leaves the
+thread, and no call here waits for the guest, ``finish`` excepted, which waits until its deadline at the longest.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal
 
 from milepost.core.errors import MilepostError
 from milepost.core.events import Noticed
+from milepost.io.locks import OwnedLock
 from milepost.trackers.delivery import Delivery, Pace
 from milepost.trackers.feed import OpenSource
 from milepost.trackers.protocol import RunDescription, Tracker
@@ -81,6 +82,7 @@ class Follower:
         self._run = run
         self._open_source = open_source
         self._cursor_path = cursor_path
+        self._lock = OwnedLock(cursor_path.with_suffix(".lock"))
         self._notice = notice
         self._pace = pace or Pace()
         self._delivery: Delivery | None = None
@@ -143,17 +145,36 @@ class Follower:
         return 0.0 if since is None else time.monotonic() - since
 
     def _live(self) -> None:
+        try:
+            self._try_until_done()
+        finally:
+            self._lock.release(unlink=True)
+
+    def _try_until_done(self) -> None:
         while True:
             last = self._finishing
             try:
+                if not self._is_alone(last=last):
+                    return
                 self._follow()
             except (Exception, SystemExit) as error:  # noqa: BLE001  a guest's fault must end nowhere but here
                 self._failed(error)
+                self._abandon()
                 if not self._try_again(error, last=last):
                     return
             else:
                 self._phase = "finished"
                 return
+
+    def _is_alone(self, *, last: bool) -> bool:
+        """Wait until no other process tells this guest the run; False if one still does when the run ends."""
+        self._cursor_path.parent.mkdir(parents=True, exist_ok=True)
+        while not self._lock.acquire():
+            if last:
+                return False
+            last = self._finishing
+            self._pause(self._pace.poll_every)
+        return True
 
     def _follow(self) -> None:
         delivery = Delivery(self._build, self._run, self._open_source, self._cursor_path, self._progressed)
@@ -167,6 +188,11 @@ class Follower:
                 delivery.finish()
                 return
             self._pause(self._pace.poll_every)
+
+    def _abandon(self) -> None:
+        if self._delivery is not None:
+            self._delivery.abandon()
+            self._delivery = None
 
     def _try_again(self, error: BaseException, *, last: bool) -> bool:
         """Wait out the backoff; False if this guest is given up."""

@@ -66,10 +66,11 @@ class Tracker(Protocol):
 
     Delivery is at least once: after a crash, or after a call that raised, a new tracker is built and opened with the
     cursor of the last flush that returned, and gets the records after that flush again. ``open`` must undo what was
-    written after the cursor, or the guest must recognise repeated records.
+    written after the cursor, or the guest must recognise repeated records. A tracker whose call raised is closed with
+    None, even if the call was ``open``, and not used any more.
 
-    A tracker may raise :class:`milepost.core.errors.MilepostError` with the cure for a person; any other exception is
-    taken for a passing fault. :class:`milepost.core.errors.MissingDependencyError` from ``open`` is final.
+    A tracker raises :class:`milepost.core.errors.MilepostError`, with the cure, where only a person can help: it is
+    tried once more when the run ends. Any other exception is taken for a passing fault and tried again soon.
     """
 
     @property

@@ -1,0 +1,82 @@
+"""Which guests does a configuration ask for, and how does one come to life?
+
+TensorBoard where ``tensorboard_dir`` is set, W&B where ``wandb_project`` is set, and every name in ``trackers``. A name
+is an entry point of the group ``milepost.trackers`` that an installed package offers; it loads a class or a function
+without arguments that makes a :class:`milepost.trackers.protocol.Tracker`. Objects in ``trackers`` are none of this
+module's business: they follow the run inside the training process.
+
+A plan is made early, in the training process, where a wrong name can still be corrected; the guest's code is imported
+late, by its follower, where it can do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any, cast
+
+from milepost.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
+from milepost.core.events import Noticed
+from milepost.trackers.protocol import Tracker
+
+__all__ = ["GuestPlan", "build_tracker", "guests_for"]
+
+_GROUP = "milepost.trackers"
+_TENSORBOARD = "milepost.trackers.tensorboard:TensorboardTracker"
+_WANDB = "milepost.trackers.wandb:WandbTracker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestPlan:
+    """A guest to be: its name, and ``"module:attribute"`` of what makes its tracker."""
+
+    name: str
+    factory: str
+
+
+def guests_for(config: Mapping[str, Any]) -> list[GuestPlan]:
+    """The guests that the fields of an ``ExperimentConfig`` ask for.
+
+    Raises:
+        NotFoundError: A name in ``trackers`` belongs to no installed package.
+        InvalidInputError: A name is asked for twice.
+    """
+    plans = []
+    if config.get("tensorboard_dir") is not None:
+        plans.append(GuestPlan(name="tensorboard", factory=_TENSORBOARD))
+    if config.get("wandb_project") is not None:
+        plans.append(GuestPlan(name="wandb", factory=_WANDB))
+    plans += [_installed(name) for name in config.get("trackers", ()) if isinstance(name, str)]
+    names = [plan.name for plan in plans]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInputError(f"the tracker {name!r} is asked for twice", cure="name it once in trackers")
+    return plans
+
+
+def build_tracker(plan: GuestPlan, notice: Callable[[Noticed], None]) -> Tracker:
+    """Import the guest's code and make its tracker; ``notice`` takes what W&B has to say to a person.
+
+    Raises:
+        MissingDependencyError: The code, or a package that it needs, is not installed.
+    """
+    module, _, attribute = plan.factory.partition(":")
+    try:
+        make: Any = import_module(module)
+        for part in attribute.split("."):
+            make = getattr(make, part)
+    except (ImportError, AttributeError) as error:
+        raise MissingDependencyError(
+            f"the tracker {plan.name!r} cannot be loaded from {plan.factory} ({error})",
+            cure="install its package again, or take it out of trackers",
+        ) from error
+    return cast("Tracker", make(notice) if plan.factory == _WANDB else make())
+
+
+def _installed(name: str) -> GuestPlan:
+    offered = metadata.entry_points(group=_GROUP)
+    if name not in offered.names:
+        known = ", ".join(sorted(offered.names)) or "none"
+        raise NotFoundError(f"no installed package offers the tracker {name!r}", cure=f"offered are: {known}")
+    return GuestPlan(name=name, factory=offered[name].value)
