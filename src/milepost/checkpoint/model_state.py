@@ -36,15 +36,9 @@ def named_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
     """Every module under every name it has, wrappers left out; ``prefix`` ends with a dot or is empty."""
     inner = _unwrapped(model)
     yield prefix.removesuffix("."), inner
-    for name, child in inner.named_children() if not _shares_children(inner) else inner._modules.items():
+    for name, child in inner._modules.items():  # not named_children: that leaves out the second name of a module
         if child is not None:
             yield from named_modules(child, f"{prefix}{name}.")
-
-
-def _shares_children(module: nn.Module) -> bool:
-    """``named_children`` names a module that occurs twice only once; its second name must not be lost."""
-    children = [id(child) for child in module._modules.values()]
-    return len(set(children)) != len(children)
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

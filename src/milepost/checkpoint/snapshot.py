@@ -1,0 +1,222 @@
+"""How does the state of a training become one piece of memory, while the training waits no longer than for the copy?
+
+The plain values become a typed tree; each distinct tensor gets a window of the arena, and all are copied there in one
+call, with torch's own threads. Addresses and layout are planned once and used again as long as the tensors stay where
+they are, so that from the second save on a save costs little more than copying the memory.
+
+**Invariants**: after :meth:`Stager.stage` nothing refers to live memory. Two names of one tensor are one window. Views
+that overlap without being the same are copied each for itself: more bytes, the same values.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milepost.checkpoint.arena import Arena
+from milepost.checkpoint.dtypes import DTYPES, name_of_numpy
+from milepost.checkpoint.job import TensorEntry
+from milepost.checkpoint.model_state import refuse_unsupported
+from milepost.checkpoint.naming import named_leaves
+from milepost.checkpoint.tree import encode_tree
+from milepost.core.errors import InvalidInputError
+from milepost.io.memory import SharedSegment
+
+__all__ = ["Staged", "Stager", "walk"]
+
+_PAGE, _LINE, _LARGE = 4096, 64, 64 << 10
+_ARRAY_INSIDE_TREE = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """A snapshot in an arena.
+
+    Attributes:
+        tree: JSON text of the typed tree; its leaves are indices into ``tensors``.
+        tensors: Where each tensor lies.
+        nbytes: How much of the arena is in use.
+    """
+
+    tree: str
+    tensors: list[TensorEntry]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    signature: tuple[Any, ...]
+    entries: list[TensorEntry]
+    nbytes: int
+    generation: int
+    windows: list[Tensor]
+
+
+def walk(state: dict[str, Any]) -> int:
+    """Try what a save would do, without copying; returns the bytes a snapshot will need.
+
+    Raises:
+        InvalidInputError: Something cannot be saved; the message names its place.
+    """
+    leaves = _Leaves(state)
+    encode_tree(state, leaf=leaves.index)
+    return _layout(leaves)[1]
+
+
+class Stager:
+    """Copies states into an arena; remembers the layout from one save to the next."""
+
+    def __init__(self) -> None:
+        self._plan: _Plan | None = None
+
+    def stage(self, state: dict[str, Any], arena: Arena) -> Staged:
+        """Copy ``state`` into ``arena``.
+
+        Raises:
+            InvalidInputError: Something cannot be saved; the message names its place.
+            StorageError: There is not enough memory for the arena.
+        """
+        leaves = _Leaves(state)
+        tree = json.dumps(encode_tree(state, leaf=leaves.index), separators=(",", ":"))
+        plan = self._plan_for(leaves, arena)
+        _copy(plan.windows, leaves.tensors)
+        return Staged(tree=tree, tensors=plan.entries, nbytes=plan.nbytes)
+
+    def _plan_for(self, leaves: _Leaves, arena: Arena) -> _Plan:
+        signature = (tuple(leaves.names), tuple(leaves.keys))
+        plan = self._plan
+        if plan is not None and plan.generation == arena.generation and plan.signature == signature:
+            return plan
+        self._plan = plan = None  # its windows would keep an old segment mapped
+        entries, nbytes = _layout(leaves)
+        segment = arena.reserve(nbytes)
+        self._plan = _Plan(
+            signature=signature,
+            entries=entries,
+            nbytes=nbytes,
+            generation=arena.generation,
+            windows=_windows(segment, entries),
+        )
+        return self._plan
+
+
+class _Leaves:
+    """The distinct tensors of a state, in the order the tree meets them.
+
+    Attributes:
+        tensors: Plain strided tensors to copy from.
+        names: What each is called, unique.
+        keys: Where each lies: equal keys mean that a copy of one is a copy of the other.
+    """
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.tensors: list[Tensor] = []
+        self.names: list[str] = []
+        self.keys: list[tuple[Any, ...]] = []
+        self._name_of: dict[int, str] = {}
+        for name, value in named_leaves(state):
+            if isinstance(value, (Tensor, np.ndarray)):
+                self._name_of.setdefault(id(value), name)
+        self._index_of: dict[tuple[Any, ...], int] = {}
+        self._taken: set[str] = set()
+
+    def index(self, value: Any) -> int | None:
+        """For :func:`encode_tree`: the number of a tensor or large array; None for what belongs inside the tree."""
+        if isinstance(value, Tensor):
+            tensor = self._plain(value)
+        elif isinstance(value, np.ndarray) and value.nbytes > _ARRAY_INSIDE_TREE and name_of_numpy(value.dtype):
+            tensor = torch.from_numpy(np.require(value, requirements=("C", "W")))
+        else:
+            return None
+        key = _key(tensor)
+        if key not in self._index_of:
+            self._index_of[key] = len(self.tensors)
+            self.tensors.append(tensor)  # held, so that no other tensor can take its address
+            self.keys.append(key)
+            self.names.append(self._unique(self._name_of.get(id(value), "tensor")))
+        return self._index_of[key]
+
+    def _plain(self, tensor: Tensor) -> Tensor:
+        place = self._name_of.get(id(tensor), "the state")
+        refuse_unsupported(tensor, place)
+        if _name_of_dtype(tensor.dtype) not in DTYPES:
+            raise InvalidInputError(
+                f"{place}: a tensor of {tensor.dtype} cannot be saved", cure="convert it", kind="unsupported-state"
+            )
+        tensor = tensor.detach()
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
+        return tensor
+
+    def _unique(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{name}#{count}"
+        self._taken.add(candidate)
+        return candidate
+
+
+def _key(tensor: Tensor) -> tuple[Any, ...]:
+    address = tensor.data_ptr() or id(tensor)  # tensors without elements have no address
+    return address, tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+
+
+def _layout(leaves: _Leaves) -> tuple[list[TensorEntry], int]:
+    """A window for each tensor, one behind the other."""
+    entries: list[TensorEntry] = []
+    end = 0
+    for index, (name, tensor) in enumerate(zip(leaves.names, leaves.tensors, strict=True)):
+        nbytes = tensor.numel() * tensor.element_size()
+        alignment = _PAGE if nbytes >= _LARGE else _LINE
+        offset = -(-end // alignment) * alignment
+        entries.append(
+            TensorEntry(
+                name=name,
+                dtype=_name_of_dtype(tensor.dtype),
+                shape=tuple(tensor.shape),
+                stride=_kept_stride(tensor),
+                offset=offset,
+                nbytes=nbytes,
+                storage=index,
+            )
+        )
+        end = offset + nbytes
+    return entries, end
+
+
+def _kept_stride(tensor: Tensor) -> tuple[int, ...] | None:
+    """The strides of a dense tensor in another order (channels_last); None for C order and for views with gaps."""
+    if tensor.is_contiguous():
+        return None
+    dense = torch.empty_like(tensor, device="meta").stride()
+    return tuple(dense) if dense == tensor.stride() else None
+
+
+def _windows(segment: SharedSegment, entries: list[TensorEntry]) -> list[Tensor]:
+    """Tensors that lie in the arena."""
+    memory = torch.frombuffer(segment.map, dtype=torch.uint8)
+    windows = []
+    for entry in entries:
+        dtype: torch.dtype = getattr(torch, entry.dtype)
+        flat = memory[entry.offset : entry.offset + entry.nbytes].view(dtype)
+        windows.append(flat.view(entry.shape) if entry.stride is None else flat.as_strided(entry.shape, entry.stride))
+    return windows
+
+
+def _copy(windows: list[Tensor], tensors: list[Tensor]) -> None:
+    if not tensors:
+        return
+    with torch.no_grad():
+        torch._foreach_copy_(windows, tensors, non_blocking=True)
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
+
+
+def _name_of_dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
