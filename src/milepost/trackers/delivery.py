@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from milepost.runs.scan import LoggedRecord
 from milepost.trackers.cursor import Cursor, load_cursor, save_cursor
 from milepost.trackers.feed import Feed, OpenSource
 from milepost.trackers.protocol import RunDescription, Tracker
-
-if TYPE_CHECKING:
-    from milepost.runs.scan import LoggedRecord
 
 __all__ = ["Delivery", "Pace"]
 

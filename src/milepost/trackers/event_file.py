@@ -17,12 +17,10 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from milepost.core.errors import MissingDependencyError
-
-if TYPE_CHECKING:
-    from milepost.core.events import Number
+from milepost.core.events import Number
 
 __all__ = ["EventEncoder"]
 

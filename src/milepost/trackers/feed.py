@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from milepost.core.events import (
     BigIntegers,
@@ -24,9 +24,7 @@ from milepost.core.events import (
     body_of,
     event_from_body,
 )
-
-if TYPE_CHECKING:
-    from milepost.runs.scan import LoggedRecord
+from milepost.runs.scan import LoggedRecord
 
 __all__ = ["Feed", "LogSource", "OpenSource"]
 

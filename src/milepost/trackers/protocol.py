@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from milepost.core.events import StatusChanged
-
-if TYPE_CHECKING:
-    from milepost.runs.scan import LoggedRecord
+from milepost.runs.scan import LoggedRecord
 
 __all__ = ["RunDescription", "Tracker"]
 

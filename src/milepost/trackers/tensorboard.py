@@ -16,16 +16,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from milepost.core.errors import InvalidCallError
 from milepost.core.events import BigIntegers, Metrics, Rewound, StatusChanged, Text
 from milepost.core.names import safe_name
+from milepost.runs.scan import LoggedRecord
 from milepost.trackers.event_file import EventEncoder
 from milepost.trackers.protocol import RunDescription
-
-if TYPE_CHECKING:
-    from milepost.runs.scan import LoggedRecord
 
 __all__ = ["TensorboardTracker"]
 

@@ -17,15 +17,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from milepost.core.errors import InvalidCallError, InvalidInputError, MissingDependencyError
 from milepost.core.events import BigIntegers, CheckpointChanged, Metrics, Noticed, Number, StatusChanged
+from milepost.runs.scan import LoggedRecord
 from milepost.trackers.protocol import RunDescription
-
-if TYPE_CHECKING:
-    from milepost.runs.scan import LoggedRecord
 
 __all__ = ["WandbTracker"]
 
