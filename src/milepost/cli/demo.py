@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from milepost.cli.commands import show
 from milepost.cli.output import Cell, print_line, print_table
 from milepost.core.errors import ConflictError, MissingDependencyError
 
@@ -249,26 +250,25 @@ def _print_side_by_side(expected: Losses, found: Losses, attempts: list[_Attempt
         left, right = before.get(step), after.get(step)
         same: Cell = ("=", "green") if left is not None and left == right else ("differs", "bold red")
         rows.append([str(step), repr(left), same, repr(right), (remark, "dim")])
-    print_table(["step", "uninterrupted", "", "killed twice", ""], rows, numbers=["step"])
+    print_table(["step", "train/loss, uninterrupted", "", "killed twice", ""], rows, numbers=["step"])
 
 
 def _interesting_steps(attempts: list[_Attempt], *, last: int) -> dict[int, str]:
-    """The ends of the training, and both sides of each accident, with what happened there."""
-    steps = {0: "train/loss"}
+    """The ends of the training and both sides of each accident, with what happened there."""
+    steps = {0: "", last: ""}
     for attempt, successor in pairwise(attempts[1:]):
-        first = int(successor.start.split()[-1])
-        steps[first] = "the next attempt went on here"
-        died = attempt.done if "save" in attempt.expected else attempt.done - 1
-        steps[died] = f"{attempt.expected} here"
-        steps[died + 1] = ""
-    return dict(sorted((steps | {last: ""}).items()))
+        steps[int(successor.start.split()[-1])] = "the next attempt goes on here"
+        if "save" in attempt.expected:
+            steps |= {attempt.done: "SIGKILL while this step is saved", attempt.done + 1: ""}
+        else:
+            steps |= {attempt.done - 1: "SIGKILL after this step", attempt.done: ""}
+    return dict(sorted(steps.items()))
 
 
 def _show(place: Path, run: RunReader) -> None:
-    command = ["show", run.id]
     print_line("")
-    print_line((f"$ milepost {' '.join(command)}", "bold"))
-    subprocess.run([sys.executable, "-m", "milepost", *command], cwd=place, check=False)
+    print_line((f"$ milepost show {run.id}", "bold"))
+    show(run.id, folder=place)
     print_line("")
-    print_line("Your turn: kill it yourself, wherever you like, and start it again.")
+    print_line("Your turn: start it again, kill it wherever you like, start it once more.")
     print_line(f"  cd {os.path.relpath(place)} && python train.py")
