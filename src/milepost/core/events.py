@@ -10,7 +10,7 @@ added; a reader ignores kinds it does not know.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 __all__ = [
@@ -248,10 +248,8 @@ _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in _BY_KIND.values()}
 
 def body_of(event: Event) -> dict[str, Any]:
     """The record body of an event: its fields without ``step`` and ``epoch``, which stand in the record itself."""
-    body = asdict(event)
-    body.pop("step", None) if type(event) is not Rewound else None
-    body.pop("epoch", None)
-    return body
+    beside_the_body = {"epoch"} if type(event) is Rewound else {"step", "epoch"}
+    return {f.name: getattr(event, f.name) for f in fields(event) if f.name not in beside_the_body}
 
 
 def event_from_body(kind: int, step: int | None, epoch: float | None, body: object) -> Event | None:

@@ -1,11 +1,11 @@
 """How is a record put down by a process that may wait for a disk?
 
-One write per record at a place reserved beforehand, straight into the durable file. The companion writes its own log so,
-forked children do, and the trainer does where no memory can be shared.
+One write per record at a place reserved beforehand, straight into the durable file. So the companion writes its own
+log, forked children theirs, and the trainer where no memory can be shared.
 
 **Invariants**: as in :mod:`milepost.runs.log`; the file is one segment that never ends.
 
-**On crash**: of the process, every record whose call returned is in the kernel's cache. Of the machine, what was synced.
+**On crash**: of the process, every record whose call returned is with the kernel. Of the machine, what was synced.
 """
 
 from __future__ import annotations

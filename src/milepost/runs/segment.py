@@ -135,26 +135,30 @@ def walk(buffer: memoryview, start: int, end: int, base: int, salt: int) -> Iter
         position = (stop + 7) & -8
 
 
-def find_record(buffer: memoryview, start: int, end: int, salt: int) -> tuple[int | None, int]:
-    """Look for the next valid record after damage.
+def find_record(buffer: memoryview, available: int, salt: int) -> tuple[int | None, int | None]:
+    """Look for a valid record after damage.
+
+    Args:
+        buffer: Bytes to search, from a multiple of 8 on.
+        available: How many bytes there are from the buffer's start, inside it and beyond.
+        salt: Of the log.
 
     Returns:
-        Its position or None; and the first candidate whose bytes are not all in the buffer, else ``end``: a caller
-        that has more bytes goes on there.
+        Position of the first valid record, or None; and position of the first possible one before it that is not
+        wholly in the buffer, or None.
     """
+    end = len(buffer)
     words = buffer[: end & -8].cast("Q")
-    unclear = end
-    for index in range(start >> 3, max(start, (end & -8) - 8) >> 3):
+    unclear: int | None = None
+    for index in range(len(words) - 2):
         length = words[index]
         # A payload is an array of 5 to 15 items: its first byte rules out almost all that is not the start of one.
-        if not 0 < length <= LARGEST_PAYLOAD:
+        if not 0 < length <= LARGEST_PAYLOAD or not 0x95 <= buffer[(index << 3) + 16] <= 0x9F:
             continue
         position = index << 3
         stop = position + 16 + length
-        if stop > end:
-            unclear = min(unclear, position)
-        elif 0x95 <= buffer[position + 16] <= 0x9F and (
-            xxh3_64_intdigest(buffer[position + 16 : stop], salt ^ length) == words[index + 1]
-        ):
+        if end < stop <= available:
+            unclear = position if unclear is None else unclear
+        elif stop <= end and xxh3_64_intdigest(buffer[position + 16 : stop], salt ^ length) == words[index + 1]:
             return position, unclear
     return None, unclear
