@@ -24,11 +24,11 @@ class SavedPath(_Base):  # type: ignore[misc]
     __slots__ = ("_pending",)
 
     @classmethod
-    def of(cls, pending: PendingSave) -> SavedPath:
-        """The path of the file that ``pending`` will make."""
-        path: SavedPath = cls(pending.path)
-        path._pending = pending
-        return path
+    def of(cls, pending: PendingSave, path: str | None = None) -> SavedPath:
+        """The path of the file that ``pending`` will make, or ``path``, to which ``pending`` contributes."""
+        saved: SavedPath = cls(pending.path if path is None else path)
+        saved._pending = pending
+        return saved
 
     def with_segments(self, *segments: Any) -> Path:
         """Derived paths are plain ones."""

@@ -27,7 +27,7 @@ from milepost.checkpoint.tree import encode_tree
 from milepost.core.errors import InvalidInputError
 from milepost.io.memory import SharedSegment
 
-__all__ = ["Staged", "Stager", "walk"]
+__all__ = ["Staged", "Stager", "text_of", "walk"]
 
 _PAGE, _LINE, _LARGE = 4096, 64, 64 << 10
 _ARRAY_INSIDE_TREE = 4096
@@ -66,6 +66,11 @@ def walk(state: dict[str, Any]) -> int:
     leaves = _Leaves(state)
     encode_tree(state, leaf=leaves.index)
     return _layout(leaves)[1]
+
+
+def text_of(state: dict[str, Any]) -> str:
+    """A state without tensors as the JSON text of its typed tree."""
+    return json.dumps(encode_tree(state, leaf=lambda _: None), separators=(",", ":"))
 
 
 class Stager:

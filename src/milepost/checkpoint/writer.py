@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from milepost.checkpoint.arena import Arena
+from milepost.checkpoint.catalog import from_fields
 from milepost.checkpoint.finishing import finish_save
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule
@@ -159,13 +160,13 @@ class InlineWriter:
 
         def report(change: CheckpointChanged) -> None:
             if change.action == "committed":
-                pending.commit(CheckpointInfo(**change.info))
+                pending.commit(from_fields(change.info))
                 self._free.set()
             if self._report is not None:
                 self._report(change)
 
         try:
-            finish_save(job, arena.view, self._rule, report)
+            pending.commit(finish_save(job, arena.view, self._rule, report))
         except MilepostError as error:
             self._failed(job, pending, error)
         except (OSError, MemoryError) as error:

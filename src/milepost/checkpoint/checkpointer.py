@@ -1,0 +1,425 @@
+"""How does a training save, find and load its checkpoints?
+
+``ModelCheckpointer`` works alone or as a part of a run; then the system gives it the run's id, the time stamp of the
+attempt (which all ranks share, so they name the same file) and a writer that lives in the companion process.
+
+Two kinds of trouble are kept apart. Using it wrongly raises at once: an argument of the wrong type, a state that cannot
+be saved. The world going wrong (a full disk, a dead writer) never raises in the training loop: it is logged, and raised
+by whoever waits for that very save.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milepost.checkpoint.catalog import Scan, scan
+from milepost.checkpoint.finishing import RANK_FORMAT, side_file
+from milepost.checkpoint.job import SaveJob
+from milepost.checkpoint.retention import RetentionRule, best_of
+from milepost.checkpoint.saved_path import SavedPath
+from milepost.checkpoint.selection import Selector, of_experiment, select, sound_ones
+from milepost.checkpoint.writer import CheckpointWriter, InlineWriter, PendingSave
+from milepost.core.config import ExperimentConfig
+from milepost.core.errors import CorruptDataError, InvalidCallError, InvalidInputError, MilepostError, StorageError
+from milepost.core.events import Noticed
+from milepost.core.records import CheckpointInfo, LoadReport
+from milepost.io.durable import storage_error
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from milepost.checkpoint.loading import LoadedState
+
+__all__ = ["ModelCheckpointer"]
+
+_log = logging.getLogger("milepost.checkpoint")
+_EXTENSIONS = {"milepost": ".milepost", "pt": ".pt", "pt.gz": ".pt.gz", "safetensors": ".safetensors"}
+
+
+class ModelCheckpointer:
+    """Saves, lists and loads the checkpoints of one experiment.
+
+    Args:
+        config: Folder, cadence, retention, format, compression.
+        experiment_id: The run the checkpoints belong to; without one, those of this folder that have none.
+        stamp: Goes into the file names; the time the attempt started. None: now.
+        writer: Who writes; None: a thread of this process.
+        rank: Which rank of a distributed training this is; ranks above 0 only add what they have for themselves.
+        world_size: How many ranks there are.
+        attempt: Which attempt of the run this is, from 1.
+        notice: Told what the user should know once; None: it is logged.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        experiment_id: str | None = None,
+        stamp: str | None = None,
+        writer: CheckpointWriter | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        attempt: int = 1,
+        notice: Callable[[Noticed], None] | None = None,
+    ) -> None:
+        from milepost.checkpoint.snapshot import Stager  # with torch
+
+        self.config = config
+        self.folder = Path(config.checkpoint_dir)
+        self.experiment_id = experiment_id or ""
+        self.signalled = False
+        self._stamp = stamp or datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-%f")
+        self._writer = writer if writer is not None else InlineWriter(self.rule)
+        self._rank, self._world_size, self._attempt = rank, world_size, attempt
+        self._notice = notice
+        self._noticed: set[str] = set()
+        self._stager = Stager()
+        self._lock = threading.RLock()
+        self._counts: dict[int, int] = {}
+        self._last_step: int | None = None
+        self._last: PendingSave | None = None
+
+    @property
+    def rule(self) -> RetentionRule:
+        """What is kept after a save, by the configuration."""
+        config = self.config
+        return RetentionRule(
+            keep_newest=config.max_checkpoints, best_metric=config.best_metric, best_mode=config.best_mode
+        )
+
+    def save_checkpoint(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        epoch: float | None = None,
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        is_best: bool = False,
+        *,
+        scaler: Any = None,
+        loader: Any = None,
+        extra: Mapping[str, Any] | None = None,
+        pin: bool = False,
+    ) -> SavedPath:
+        """Save the state of a training; returns as soon as it is copied.
+
+        Args:
+            model: Wrapped (DDP, torch.compile) or not.
+            optimizer: Its state is kept by the names of the model's parameters.
+            scheduler: Anything with ``state_dict``.
+            epoch: The epoch of ``step``.
+            step: The last step that was done. None: one more than at the last save, 0 first.
+            metrics: Numbers or short texts kept with the checkpoint.
+            is_best: Mark it as the best so far.
+            scaler: A ``torch.amp.GradScaler``.
+            loader: The data loader, for its position inside the epoch.
+            extra: More named objects with ``state_dict``, modules, generators, plain values.
+            pin: Never remove it.
+
+        Returns:
+            The path of the file. Opening it waits for the commit and raises this save's error; printing it does not.
+
+        Raises:
+            InvalidCallError: An argument is of the wrong type.
+            InvalidInputError: Something cannot be saved; the message names its place.
+            StorageError: An earlier save failed and ``on_save_error`` is ``"raise"``.
+        """
+        started = time.perf_counter()
+        from milepost.checkpoint.state import require_types
+
+        require_types(model, optimizer, scheduler, scaler, loader, extra)
+        step = self._checked_step(step)
+        job = self._job(step, _checked_epoch(epoch), checked_metrics(metrics), is_best=bool(is_best), pinned=bool(pin))
+        with self._lock:
+            self._raise_earlier()
+            self._note_position(loader)
+            pending = PendingSave(Path(job.path), step)
+            try:
+                self._make_folder()
+                pending = self._stage(job, started, model, optimizer, scheduler, scaler, loader, extra)
+            except StorageError as error:
+                pending.fail(error)
+                self._say(f"failed-{step}", f"checkpoint of step {step} was not saved: {error.what}", error.cure)
+            self._last, self._last_step, self.signalled = pending, step, False
+            self._counts[step] = self._counts.get(step, 0) + 1
+        return SavedPath.of(pending, job.path)
+
+    def _stage(
+        self,
+        job: SaveJob,
+        started: float,
+        model: nn.Module,
+        optimizer: Any,
+        scheduler: Any,
+        scaler: Any,
+        loader: Any,
+        extra: Mapping[str, Any] | None,
+    ) -> PendingSave:
+        from milepost.checkpoint.state import capture, capture_rank
+
+        arena = self._writer.arena()
+        if self._rank:
+            job = self._rank_job(job, capture_rank(loader))
+            return self._writer.submit(job, arena)
+        state = capture(model, optimizer, scheduler, scaler=scaler, loader=loader, extra=extra)
+        staged = self._stager.stage(state, arena)
+        job = replace(
+            job,
+            tree=staged.tree,
+            tensors=staged.tensors,
+            arena_bytes=staged.nbytes,
+            contents=list(state),
+            timestamp=time.time(),
+            stall_ms=1e3 * (time.perf_counter() - started),
+        )
+        return self._writer.submit(job, arena)
+
+    def _rank_job(self, job: SaveJob, state: dict[str, Any]) -> SaveJob:
+        from milepost.checkpoint.snapshot import text_of
+
+        path = side_file(Path(job.path), self._rank)
+        return replace(
+            job, path=str(path), format=RANK_FORMAT, tree=text_of(state), contents=list(state), timestamp=time.time()
+        )
+
+    def _job(
+        self, step: int, epoch: float | None, metrics: dict[str, Any], *, is_best: bool, pinned: bool
+    ) -> SaveJob:
+        again = self._counts.get(step, 0)
+        name = f"checkpoint_{self._stamp}_{step}{f'-{again + 1}' if again else ''}{'_best' if is_best else ''}"
+        path = self.folder / f"{name}{_EXTENSIONS[self.config.checkpoint_format]}"
+        return SaveJob(
+            path=str(path),
+            format=self.config.checkpoint_format,
+            compression=self.config.compression,
+            experiment_id=self.experiment_id,
+            step=step,
+            epoch=epoch,
+            metrics=metrics,
+            is_best=is_best,
+            pinned=pinned,
+            tree="",
+            tensors=[],
+            arena_bytes=0,
+            side_files=[str(side_file(path, rank)) for rank in range(1, self._world_size)],
+            attempt=self._attempt,
+        )
+
+    def _checked_step(self, step: int | None) -> int:
+        if step is None:
+            return 0 if self._last_step is None else self._last_step + 1
+        if isinstance(step, bool) or not hasattr(step, "__index__"):
+            raise InvalidCallError(f"step is {step!r}", cure="give the number of the last step that was done")
+        step = step.__index__()
+        if step < 0:
+            raise InvalidInputError(f"step is {step}", cure="give the number of the last step that was done, 0 or more")
+        return step
+
+    def _make_folder(self) -> None:
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, "making the folder", self.folder) from error
+
+    def _raise_earlier(self) -> None:
+        failed = self._last
+        if self.config.on_save_error == "raise" and failed is not None and failed.error is not None:
+            self._last = None
+            raise failed.error
+
+    def _note_position(self, loader: Any) -> None:
+        from milepost.checkpoint.position import position_note
+
+        note = position_note(loader)
+        if note is not None:
+            what, _, cure = note.partition(": ")
+            self._say("position", what, cure)
+
+    def _say(self, topic: str, message: str, cure: str = "") -> None:
+        if topic in self._noticed:
+            return
+        self._noticed.add(topic)
+        if self._notice is not None:
+            self._notice(Noticed(source="checkpoint", topic=topic, message=message, cure=cure))
+        else:
+            _log.warning("%s: %s", message, cure) if cure else _log.warning("%s", message)
+
+    def load_checkpoint(
+        self,
+        checkpoint_path: Selector,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        device: Any = None,
+        *,
+        scaler: Any = None,
+        extra: Mapping[str, Any] | None = None,
+        strict: bool = True,
+        fallback: bool = False,
+    ) -> LoadReport:
+        """Put a checkpoint into the objects given, bit for bit, and change nothing else.
+
+        Args:
+            checkpoint_path: A path, a listed checkpoint, ``"best"``, ``"latest"``, or a step.
+            model: Its tensors are written in place.
+            optimizer: Matched by the names of the model's parameters.
+            scheduler: Gets its state by ``load_state_dict``.
+            device: Where tensors are put that have no place yet; the model stays where it is. A device that is not
+                here is noted, never an error.
+            scaler: A ``torch.amp.GradScaler``.
+            extra: Named objects, as at the save.
+            strict: Refuse missing and unexpected names; else take what fits.
+            fallback: If it is damaged, take the newest sound one instead, and say so in the notes.
+
+        Raises:
+            NotFoundError: There is no such checkpoint.
+            CorruptDataError: It is damaged; the message names file, tensor and offset, and the newest sound one.
+            InvalidInputError: It does not fit; nothing was changed.
+        """
+        from milepost.checkpoint.restore import restore
+        from milepost.checkpoint.state import require_types
+
+        if model is not None:
+            require_types(model, optimizer, scheduler, scaler, None, extra)
+        self._settle()
+        given = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "extra": extra}
+        parts = {part for part, value in given.items() if value is not None}
+        loaded, notes = self._load(checkpoint_path, parts | {"parameters"}, fallback=fallback)
+        restored = restore(loaded.state, model, optimizer, scheduler, scaler=scaler, extra=extra, strict=strict)
+        info = loaded.info
+        return LoadReport(
+            info=info,
+            step=info.step,
+            epoch=info.epoch,
+            metrics=info.metrics,
+            missing=restored.missing,
+            unexpected=restored.unexpected,
+            notes=(*notes, *_device_notes(device), *restored.notes),
+        )
+
+    def list_checkpoints(self, experiment_id: str | None = None) -> list[CheckpointInfo]:
+        """The committed checkpoints by step: of ``experiment_id``, else of this experiment, else of the folder."""
+        self._settle()
+        return list(self._found(experiment_id).infos)
+
+    def get_best_checkpoint(self, experiment_id: str | None = None) -> CheckpointInfo | None:
+        """The last one saved with ``is_best=True``, else the best by ``best_metric``, else None."""
+        return best_of(self.list_checkpoints(experiment_id), self.config.best_metric, self.config.best_mode)
+
+    def should_save(self, step: int) -> bool:
+        """Whether a save is due: ``save_frequency`` steps after the last one or the resume, once after a signal.
+
+        Never at step 0, where nothing was learnt yet.
+        """
+        if self.signalled:
+            self.signalled = False
+            return True
+        return step > 0 and step - (self._last_step or 0) >= self.config.save_frequency
+
+    def resumed_at(self, step: int) -> None:
+        """Count the next saves from ``step``, the last step that the restored checkpoint had done."""
+        self._last_step = step
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the last save is committed and everything after it is done.
+
+        Raises:
+            MilepostError: The last save failed; this is its error.
+            GaveUpWaitingError: It took longer than ``timeout`` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._last is not None:
+            self._last.wait(timeout)
+        self._writer.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _settle(self) -> None:
+        """Let a save on its way arrive, so that a list made after a save contains it."""
+        if self._last is not None:
+            with suppress(MilepostError):  # whoever waits for that save is told
+                self._last.wait(self.config.exit_timeout)
+
+    def _found(self, experiment_id: str | None = None) -> Scan:
+        return of_experiment(scan(self.folder), self.experiment_id if experiment_id is None else experiment_id)
+
+    def _load(self, selector: Selector, parts: set[str], *, fallback: bool) -> tuple[LoadedState, list[str]]:
+        """The state meant, or the newest sound one instead, with the sentences that say so."""
+        from milepost.checkpoint.loading import load_state
+
+        found = self._found()
+        path = select(selector, found, self.rule, self.folder)
+        try:
+            return load_state(path, parts=parts), []
+        except CorruptDataError as error:
+            damage = error
+        notes = [f"{path.name} is damaged and was left out ({damage.what})"]
+        for info in sound_ones(found, path):
+            if not fallback:
+                raise CorruptDataError(
+                    damage.what, cure=f"load {info.filename!r} (step {info.step}) instead, or pass fallback=True"
+                ) from damage
+            try:
+                return load_state(info.path, parts=parts), [*notes, f"{info.filename} was loaded instead"]
+            except CorruptDataError as error:
+                notes.append(f"{info.filename} is damaged and was left out ({error.what})")
+        raise damage
+
+
+def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``metrics`` as plain values: numbers, texts, None; scalars of torch and NumPy become numbers.
+
+    Raises:
+        InvalidCallError: It is no mapping of names.
+        InvalidInputError: A value is neither number nor text.
+    """
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
+        raise InvalidCallError(
+            f"metrics is of type {type(metrics).__name__}", cure='give a dict of names and numbers, {"loss": 0.3}'
+        )
+    return {name: _plain_value(name, value) for name, value in metrics.items()}
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(f"{name}/{key}", part) for key, part in value.items()}
+    raise InvalidInputError(
+        f"metric {name!r} is of type {type(value).__name__}", cure="give a number or a short text, or leave it out"
+    )
+
+
+def _checked_epoch(epoch: Any) -> float | None:
+    if epoch is None:
+        return None
+    if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or not math.isfinite(epoch):
+        raise InvalidCallError(f"epoch is {epoch!r}", cure="give a number")
+    return epoch
+
+
+def _device_notes(device: Any) -> list[str]:
+    import torch
+
+    if device is None:
+        return []
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(f"device is {device!r} ({error})", cure='give "cpu" or "cuda", for example') from None
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        return [f"device {str(wanted)!r} is not here: loaded to where the model lives"]
+    return []

@@ -1,0 +1,135 @@
+"""What has to happen to a staged snapshot, and in which order?
+
+Commit, list, report, read back, note, let older ones go. The companion and :class:`InlineWriter` run the same function;
+it needs no torch.
+
+**Invariants**: ``committed`` is reported when the file is complete and survives power loss, so whoever waits, waits no
+longer. Nothing older goes before this one, or a newer one, was read back whole.
+
+**On crash**: before the rename there is no file; after it there is a whole one that is not marked verified.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from milepost.checkpoint.catalog import as_fields, mark_verified, refresh, sidecar_of
+from milepost.checkpoint.commit import commit, verify
+from milepost.checkpoint.job import SaveJob
+from milepost.checkpoint.retention import RetentionRule, decide
+from milepost.core.events import CheckpointChanged
+from milepost.core.records import CheckpointInfo
+from milepost.io.durable import replace_file
+
+__all__ = ["RANK_FORMAT", "finish_save", "side_file"]
+
+#: The format of a job that only carries what a rank other than 0 has for itself.
+RANK_FORMAT = "rank"
+_RANKS_TIMEOUT = 60.0
+_RANK_OF = re.compile(r"\.rank(\d+)$")
+
+_log = logging.getLogger("milepost.checkpoint")
+
+
+def side_file(path: Path, rank: int) -> Path:
+    """Where rank ``rank`` leaves its random numbers and data position for the checkpoint ``path``.
+
+    The name leaves out ``_best`` and the extension: only rank 0 may know that a checkpoint is the best.
+    """
+    stem = path.name.removesuffix(".gz").rpartition(".")[0].removesuffix("_best")
+    return path.with_name(f".{stem}.rank{rank}")
+
+
+def finish_save(
+    job: SaveJob, arena: memoryview, rule: RetentionRule, report: Callable[[CheckpointChanged], None]
+) -> CheckpointInfo:
+    """Turn a staged snapshot into a listed, verified checkpoint and apply the retention of its experiment.
+
+    Args:
+        job: What to write. A job of format ``"rank"`` is one small file: written, nothing reported, nothing listed.
+        arena: The snapshot; not needed any more once ``committed`` was reported.
+        rule: What is kept.
+        report: Told ``committed`` (``reason`` names ranks whose state is missing), ``verified`` and ``removed``.
+
+    Returns:
+        The checkpoint as listed.
+
+    Raises:
+        StorageError: It was not committed; there is no file.
+        CorruptDataError: It was committed, and reading it back failed. Nothing older was removed.
+    """
+    path = Path(job.path)
+    if job.format == RANK_FORMAT:
+        replace_file(path, job.tree.encode("utf-8", "surrogatepass"))
+        return _rank_info(job, path)
+    wanted = [Path(name) for name in job.side_files]
+    present = _wait_for(wanted)
+    missing = ", ".join(_RANK_OF.findall(file.name)[0] for file in wanted if file not in present)
+    info = commit(replace(job, side_files=[str(file) for file in present]), arena)
+    for file in present:
+        with suppress(OSError):
+            file.unlink()
+    refresh(path.parent)
+    reason = f"random numbers and data position of rank {missing} are not in it" if missing else ""
+    report(_change("committed", info, reason))
+    verify(path)
+    mark_verified(path)
+    report(_change("verified", info))
+    _let_go(job, rule, report)
+    return replace(info, verified=True)
+
+
+def _change(action: str, info: CheckpointInfo, reason: str = "") -> CheckpointChanged:
+    content = as_fields(info) if action == "committed" else {}
+    return CheckpointChanged(step=info.step, action=action, filename=info.filename, reason=reason, info=content)  # type: ignore[arg-type]
+
+
+def _wait_for(files: list[Path]) -> list[Path]:
+    """Those of ``files`` that appeared within the time given to the other ranks."""
+    deadline = time.monotonic() + _RANKS_TIMEOUT
+    while not all(file.exists() for file in files) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return [file for file in files if file.exists()]
+
+
+def _let_go(job: SaveJob, rule: RetentionRule, report: Callable[[CheckpointChanged], None]) -> None:
+    folder = Path(job.path).parent
+    found = refresh(folder, verified={Path(job.path).name})
+    own = [info for info in found.infos if info.experiment_id == job.experiment_id]
+    removed = 0
+    for decision in decide(own, rule):
+        if decision.keep:
+            continue
+        try:
+            decision.info.path.unlink()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            _log.warning("%s stays, though %s: %s", decision.info.path, decision.reason, error)
+            continue
+        with suppress(OSError):
+            sidecar_of(decision.info.path).unlink()
+        report(_change("removed", decision.info, decision.reason))
+        removed += 1
+    if removed:
+        refresh(folder)
+
+
+def _rank_info(job: SaveJob, path: Path) -> CheckpointInfo:
+    return CheckpointInfo(
+        filename=path.name,
+        path=path,
+        experiment_id=job.experiment_id,
+        step=job.step,
+        epoch=job.epoch,
+        timestamp=job.timestamp,
+        size=len(job.tree),
+        format=RANK_FORMAT,
+        contents=tuple(job.contents),
+    )
