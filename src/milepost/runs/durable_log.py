@@ -7,6 +7,9 @@ let go only after that, so whatever the disk does, nothing is lost that fits the
 number - first sequence number of the file. After a failed sync a file is never touched again: the kernel may have
 dropped its dirty pages and call them clean, so all that was not durable is written once more, to a new file.
 
+**Threads**: :meth:`Drain.sync` may run in a thread of its own, and usually does: a sync can take seconds on a busy disk,
+and copying must go on meanwhile.
+
 **On crash**: of this process, the next :class:`Drain` starts at the last durable position with a new file. Records may
 then stand in two files; readers take each sequence number once.
 """
@@ -67,6 +70,7 @@ class Drain:
         self._first = 0
         self._is_new = False
         self._stuck_at = (0, 0.0)
+        self._lock = threading.RLock()  # held while the file or a position changes, never while the disk syncs
 
     @property
     def unsynced(self) -> int:
@@ -75,7 +79,8 @@ class Drain:
 
     def attach(self, segment: SharedSegment, ordinal: int) -> None:
         """Take a segment to drain; it is closed when all of it is durable."""
-        self._hot[ordinal] = _Hot(segment, memoryview(segment.map))
+        with self._lock:
+            self._hot[ordinal] = _Hot(segment, memoryview(segment.map))
 
     def resume_from(self, sequence: int) -> None:
         """Go on after another drain's death: everything before ``sequence`` is durable, the rest is written again."""
@@ -187,22 +192,32 @@ class Drain:
         Raises:
             StorageError: The disk refuses; what was not durable goes to a new file at the next :meth:`copy`.
         """
-        if self._fd >= 0 and self.position > self.durable:
+        with self._lock:
+            position, path, is_new = self.position, self._path, self._is_new
+            # A descriptor of our own: the copying thread may leave the file meanwhile.
+            fd = os.dup(self._fd) if self._fd >= 0 and position > self.durable else -1
+        if fd >= 0:
             try:
-                self._sync_file()
+                _sync_data(fd)
+                if is_new:
+                    fsync_directory(self._layout.log)
             except OSError as error:
-                self._leave_file()
-                self.position = self.durable
-                raise storage_error(error, "syncing the log", self._path) from error
-            self.durable = self.position
-        self._drop_durable()
-        return self.durable
+                self._distrust()
+                raise error if isinstance(error, StorageError) else storage_error(error, "syncing", path) from error
+            finally:
+                os.close(fd)
+        with self._lock:
+            if fd >= 0:
+                self.durable = max(self.durable, position)
+                self._is_new = self._is_new and path != self._path
+            self._drop_durable()
+            return self.durable
 
-    def _sync_file(self) -> None:
-        os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
-        if self._is_new:
-            fsync_directory(self._layout.log)
-            self._is_new = False
+    def _distrust(self) -> None:
+        """A sync failed: write all that is not durable once more, to a new file."""
+        with self._lock:
+            self._leave_file()
+            self.position = self.durable
 
     def _roll_if_large(self, following: int) -> None:
         if self._fd >= 0 and following - self._first >= _ROLL_AT:

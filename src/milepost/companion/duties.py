@@ -1,0 +1,198 @@
+"""What is done for a run beside its training, whether in a companion process or in a thread?
+
+Checkpoints are committed and verified, guests are fed, ``experiment.log`` and ``metadata.json`` are kept, environment
+and code are captured, and at the end the projections are made from the log. What happens is recorded in a log of its
+own beside the trainer's: readers merge them.
+
+**Invariants**: only rank 0 feeds guests and keeps the run's files. A guest never holds up a checkpoint, nor the other way
+round: each works in a thread of its own.
+
+**On crash**: a later companion, or ``milepost doctor``, goes on from the cursors; the projections are made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from milepost.checkpoint.job import SaveJob
+from milepost.checkpoint.retention import RetentionRule
+from milepost.companion.guests import describe_run, make_followers
+from milepost.companion.messages import FromCompanion, Hello, Saved, SaveFailed, SaveOver, Told
+from milepost.companion.saver import Saver
+from milepost.core.errors import MilepostError
+from milepost.core.events import CheckpointChanged, Described, Event, Noticed
+from milepost.core.saying import logger
+from milepost.environment.capture import TrainerFacts, capture
+from milepost.environment.code import capture_code
+from milepost.io.locks import OwnedLock
+from milepost.runs.layout import RunLayout
+from milepost.runs.log import DirectLog, begin_log
+from milepost.runs.projections import write_projections
+from milepost.runs.segment import new_log_id
+from milepost.trackers.follower import Follower
+
+__all__ = ["Duties", "retention_rule"]
+
+
+def retention_rule(settings: Mapping[str, Any]) -> RetentionRule:
+    """What retention keeps, by the settings of a run."""
+    return RetentionRule(
+        keep_newest=settings["max_checkpoints"],
+        best_metric=settings["best_metric"],
+        best_mode=settings["best_mode"],
+    )
+
+
+class Duties:
+    """The work beside one training process.
+
+    Args:
+        hello: Which run, whose log, what is wanted.
+        emit: Takes what the training process should hear; never waits.
+        role: Who we are in our own log: ``"companion"`` or ``"doctor"``.
+        may_feed: Cleared while guests must wait because the log has to be drained first.
+    """
+
+    def __init__(
+        self,
+        hello: Hello,
+        emit: Callable[[FromCompanion], None],
+        *,
+        role: str = "companion",
+        may_feed: threading.Event | None = None,
+    ) -> None:
+        self.layout = RunLayout.from_dict(hello.layout)
+        self._hello = hello
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._unprotected_since: int | None = None
+        log_id = new_log_id()
+        self.own_lock = OwnedLock(self.layout.log_lock(log_id))
+        self.own_lock.acquire()
+        self._log = DirectLog(self.layout, log_id)
+        begin_log(
+            self._log, role=role, attempt=hello.attempt, rank=hello.rank, world_size=hello.world_size
+        )
+        self._saver = Saver(retention_rule(hello.settings), self._report, self._save_failed, self._save_over)
+        self._followers: list[Follower] = []
+        if hello.rank == 0:
+            run = describe_run(self.layout, hello)
+            self._followers = make_followers(self.layout, hello.settings, run, self.notice, self._tell, may_feed)
+        self._capturing: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to follow the log, and capture what this attempt runs in."""
+        for follower in self._followers:
+            follower.start()
+        if self._hello.rank == 0 and not self._hello.started and self._hello.facts:
+            self._capturing = threading.Thread(target=self._capture, name="milepost-capture", daemon=True)
+            self._capturing.start()
+
+    # ---------------------------------------------------------------- recording
+
+    def record(self, event: Event, step: int | None = None) -> None:
+        """Append to our own log."""
+        with self._lock:
+            self._log.append(event, step=step)
+
+    def notice(self, noticed: Noticed) -> None:
+        """Record that something went wrong, or is mended, and say it once."""
+        self.record(noticed)
+        text = f"{noticed.message}: {noticed.cure}" if noticed.cure else noticed.message
+        logger.warning("%s", text)
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        self._emit(Told(text=text))
+
+    def _capture(self) -> None:
+        """Environment and code, as they are now: the user may edit a file in a minute."""
+        facts = TrainerFacts(**self._hello.facts)
+        fields: dict[str, Any] = {"environment": capture(facts)}
+        if self._hello.settings.get("capture_code", True):
+            fields["code"] = capture_code(facts.cwd, self.layout.code, script=facts.script).to_dict()
+        self.record(Described(fields=fields))
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self, number: int, job: SaveJob, view: memoryview) -> None:
+        """Write a staged snapshot; ``view`` stays untouched until the save is reported."""
+        self._saver.submit(number, job, view)
+
+    def _report(self, number: int, change: CheckpointChanged) -> None:
+        self.record(change, change.step)
+        if change.action != "committed":
+            return
+        self._emit(Saved(number=number, info=change.info))
+        if self._unprotected_since is not None:
+            self._unprotected_since = None
+            self.notice(_unprotected(f"checkpoints are written again (step {change.step})", "", None, cured=True))
+
+    def _save_failed(self, number: int, job: SaveJob, error: MilepostError) -> None:
+        filename = job.path.rpartition("/")[2]
+        failed = CheckpointChanged(step=job.step, action="failed", filename=filename, reason=str(error))
+        self.record(failed, job.step)
+        self._emit(SaveFailed(number=number, what=error.what, cure=error.cure, kind=error.kind))
+        if self._unprotected_since is None:
+            self._unprotected_since = job.step
+        message = f"checkpoint of step {job.step} was not saved ({error.what}); training is unprotected"
+        self.notice(_unprotected(message, error.cure, self._unprotected_since, cured=False))
+
+    def _save_over(self, number: int) -> None:
+        self._emit(SaveOver(number=number))
+
+    # ---------------------------------------------------------------- the end
+
+    def beat(self) -> None:
+        """Renew the heartbeat of this process and of the trainer, for readers on other hosts."""
+        self.own_lock.touch()
+        with contextlib.suppress(OSError):
+            os.utime(self.layout.log_lock(self._hello.log_id))
+
+    def check(self) -> None:
+        """Say it, once, if a guest hangs."""
+        for follower in self._followers:
+            follower.check()
+
+    def finish(self, deadline: float, waiting: Callable[[str], None]) -> list[str]:
+        """Finish everything; guests get until ``deadline`` (``time.monotonic()``), checkpoints as long as they take.
+
+        The trainer's log must be complete on disk.
+
+        Returns:
+            What is left for ``milepost doctor``, in words.
+        """
+        while not self._saver.finish(1.0):
+            waiting(self._saver.doing)
+        if self._capturing is not None:
+            self._capturing.join(max(0.1, min(5.0, deadline - time.monotonic())))
+        left = self._finish_followers(deadline, waiting)
+        if self._hello.rank == 0:
+            with self._lock:
+                write_projections(self.layout)
+        return left
+
+    def _finish_followers(self, deadline: float, waiting: Callable[[str], None]) -> list[str]:
+        for follower in self._followers:
+            follower.hurry()
+        for follower in self._followers:
+            while time.monotonic() < deadline and not follower.join(0.5):
+                waiting(follower.name)
+        return [follower.name for follower in self._followers if not follower.finish(deadline)]
+
+    def close(self) -> None:
+        """Close our own log and give its lock back."""
+        with self._lock:
+            self._log.close()
+        self.own_lock.release(unlink=True)
+
+
+def _unprotected(message: str, cure: str, since: int | None, *, cured: bool) -> Noticed:
+    return Noticed(
+        source="checkpoint", topic="unprotected", message=message, cure=cure, cured=cured, since_step=since
+    )

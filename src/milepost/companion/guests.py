@@ -1,0 +1,96 @@
+"""Who follows this run, and with what are they opened?"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from milepost.companion.keeper import RecordKeeper
+from milepost.companion.messages import Hello
+from milepost.core.events import Noticed
+from milepost.runs.layout import RunLayout
+from milepost.runs.projections import read_metadata
+from milepost.runs.scan import LogFollower, LoggedRecord
+from milepost.trackers.feed import LogSource
+from milepost.trackers.follower import Follower
+from milepost.trackers.protocol import RunDescription
+from milepost.trackers.registry import build_tracker, guests_for
+
+__all__ = ["describe_run", "make_followers"]
+
+
+def describe_run(layout: RunLayout, hello: Hello) -> RunDescription:
+    """The run as guests are told about it, out of ``metadata.json`` as the start wrote it."""
+    known = read_metadata(layout)
+    return RunDescription(
+        id=layout.experiment_id,
+        name=str(known.get("name") or layout.experiment_id),
+        attempt=hello.attempt,
+        started=float(known.get("start_time") or 0.0),
+        host=hello.host,
+        pid=hello.pid,
+        description=str(known.get("description") or ""),
+        hyperparameters=known.get("hyperparameters") or {},
+        model_config=known.get("model_config") or {},
+        dataset_info=known.get("dataset_info") or {},
+        tags=tuple(known.get("tags") or ()),
+        group=known.get("group"),
+        notes=str(known.get("notes") or ""),
+        folder=layout.tensorboard or Path(layout.experiment),
+        project=hello.settings.get("wandb_project"),
+    )
+
+
+def make_followers(
+    layout: RunLayout,
+    settings: Mapping[str, Any],
+    run: RunDescription,
+    notice: Callable[[Noticed], None],
+    tell: Callable[[str], None],
+    may_feed: threading.Event | None,
+) -> list[Follower]:
+    """The keeper of the run's own files first, then every guest that the settings ask for."""
+    source = partial(_Gated, layout, may_feed)
+    make = partial(Follower, open_source=source, notice=notice)
+    keeper = make("record", lambda: RecordKeeper(layout, tell), run, cursor_path=layout.cursor("record"))
+    guests = [
+        make(
+            plan.name,
+            partial(build_tracker, plan, notice),
+            _folder_of(plan.name, run, layout),
+            cursor_path=layout.cursor(plan.name),
+        )
+        for plan in guests_for(settings)
+    ]
+    return [keeper, *guests]
+
+
+def _folder_of(guest: str, run: RunDescription, layout: RunLayout) -> RunDescription:
+    if guest == "tensorboard":
+        return run
+    from dataclasses import replace
+
+    return replace(run, folder=layout.experiment / guest)
+
+
+class _Gated:
+    """The run's log, read only while nothing more urgent wants this process."""
+
+    def __init__(self, layout: RunLayout, may_feed: threading.Event | None, cursor: Mapping[str, int]) -> None:
+        self._follow = LogFollower(layout.log, cursor)
+        self._may_feed = may_feed
+
+    @property
+    def cursor(self) -> Mapping[str, int]:
+        return self._follow.cursor
+
+    def read(self, limit: int) -> list[LoggedRecord]:
+        if self._may_feed is not None:
+            self._may_feed.wait(1.0)
+        return self._follow.read(limit)
+
+
+_: type[LogSource] = _Gated

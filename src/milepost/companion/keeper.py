@@ -1,0 +1,89 @@
+"""Who keeps ``experiment.log`` and ``metadata.json`` up to date while a run is alive?
+
+A follower of the run log like any guest, but a member of the house: it appends finished console lines, folds
+descriptions into the metadata, and tells the person once about metrics that are no numbers.
+
+**On crash**: the cursor holds the length of ``experiment.log``; what was appended after it is cut off and appended
+again, so every line stands there once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from milepost.core.events import Described, Line, Metrics, StatusChanged
+from milepost.runs.console import append_console_log
+from milepost.runs.layout import RunLayout
+from milepost.runs.projections import write_metadata
+from milepost.runs.scan import LoggedRecord
+from milepost.trackers.protocol import RunDescription
+
+__all__ = ["RecordKeeper", "read_metadata"]
+
+
+def read_metadata(layout: RunLayout) -> dict[str, Any]:
+    """``metadata.json`` as it stands; empty if it is absent or damaged (it is rebuilt from the log at the end)."""
+    try:
+        content = json.loads(layout.metadata.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+class RecordKeeper:
+    """A :class:`milepost.trackers.protocol.Tracker` for the run's own files."""
+
+    name = "record"
+
+    def __init__(self, layout: RunLayout, tell: Callable[[str], None]) -> None:
+        self._layout = layout
+        self._tell = tell
+        self._length = 0
+        self._told: set[str] = set()
+
+    def open(self, run: RunDescription, cursor: Mapping[str, Any]) -> bool:  # noqa: ARG002 - the protocol's signature
+        """Cut ``experiment.log`` back to the cursor; False if it is shorter than that."""
+        wanted = int(cursor.get("console", 0))
+        path = self._layout.console
+        present = path.stat().st_size if path.exists() else 0
+        self._length = min(wanted, present)
+        if present > self._length:
+            os.truncate(path, self._length)
+        return present >= wanted
+
+    def write(self, records: Sequence[LoggedRecord]) -> None:
+        """Take a batch."""
+        lines: list[tuple[float, Line]] = []
+        changed: dict[str, Any] = {}
+        for record in records:
+            match record.event:
+                case Line() as line:
+                    lines.append((record.wall_ns / 1e9, line))
+                case Described(fields=fields):
+                    changed |= fields
+                case StatusChanged(status=status):
+                    changed["status"] = status
+                case Metrics(rejected=rejected) if rejected:
+                    self._tell_rejected(rejected)
+                case _:
+                    pass
+        if lines:
+            self._length = append_console_log(self._layout.console, lines)
+        if changed:
+            write_metadata(self._layout, read_metadata(self._layout) | changed)
+
+    def _tell_rejected(self, rejected: Mapping[str, str]) -> None:
+        for name, kind in rejected.items():
+            if name not in self._told and kind != "None":
+                self._told.add(name)
+                self._tell(f"the metric {name!r} is skipped: it is no number but {kind} (said once)")
+
+    def flush(self) -> Mapping[str, Any]:
+        """Nothing is buffered."""
+        return {"console": self._length}
+
+    def close(self, end: StatusChanged | None) -> None:
+        """Nothing to close: the projections at the end are made from the whole log."""

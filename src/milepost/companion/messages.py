@@ -1,0 +1,195 @@
+"""What do the training process and its companion say to each other?
+
+One message per packet of a ``SOCK_SEQPACKET`` pair, msgpack, tagged by its class. Descriptors (a segment, the arena, a
+staged job) travel beside the message that names them, so neither side ever opens a path to reach the other's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "ArenaShared",
+    "Channel",
+    "Finish",
+    "Finished",
+    "FromCompanion",
+    "FromTrainer",
+    "Hello",
+    "SaveFailed",
+    "SaveOver",
+    "SaveStaged",
+    "Saved",
+    "SegmentShared",
+    "Synced",
+    "Told",
+    "Waiting",
+]
+
+#: Larger than any message: job descriptions travel in a segment of their own.
+_LARGEST_PACKET = 1 << 17
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base: a frozen structure that carries its own name."""
+
+
+class Hello(_Message):
+    """First message, also to a companion that replaces a dead one.
+
+    ``durable`` is the position up to which the log is known to be on disk; ``started`` says that an earlier companion
+    already did what is done once per attempt.
+    """
+
+    layout: dict[str, Any]
+    settings: dict[str, Any]
+    log_id: bytes
+    host: str
+    boot_id: str
+    pid: int
+    start_time: float
+    attempt: int
+    rank: int
+    world_size: int
+    facts: dict[str, Any]
+    durable: int = 0
+    started: bool = False
+
+
+class SegmentShared(_Message):
+    """A segment of the log, with its descriptor."""
+
+    ordinal: int
+    size: int
+
+
+class ArenaShared(_Message):
+    """The arena of snapshots, with its descriptor; replaces the one before."""
+
+    size: int
+
+
+class SaveStaged(_Message):
+    """A snapshot stands in the arena; the descriptor holds the encoded job (``size`` bytes)."""
+
+    number: int
+    size: int
+
+
+class Finish(_Message):
+    """The run has ended, its last record is in the log: finish within ``timeout`` seconds, and leave."""
+
+    timeout: float
+
+
+class Synced(_Message):
+    """The log is on disk up to ``position``."""
+
+    position: int
+
+
+class Saved(_Message):
+    """Save ``number`` is committed; ``info`` holds the fields of a ``CheckpointInfo``."""
+
+    number: int
+    info: dict[str, Any]
+
+
+class SaveFailed(_Message):
+    """Save ``number`` could not be committed."""
+
+    number: int
+    what: str
+    cure: str
+    kind: str
+
+
+class SaveOver(_Message):
+    """All of save ``number`` is over, read-back and retention included."""
+
+    number: int
+
+
+class Told(_Message):
+    """One clear line for the person at the terminal."""
+
+    text: str
+
+
+class Waiting(_Message):
+    """What the end of the run is waiting for."""
+
+    text: str
+
+
+class Finished(_Message):
+    """All is done but what ``left`` names."""
+
+    left: list[str]
+
+
+FromTrainer = Hello | SegmentShared | ArenaShared | SaveStaged | Finish
+FromCompanion = Synced | Saved | SaveFailed | SaveOver | Told | Waiting | Finished
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(FromTrainer | FromCompanion).decode
+
+
+class Channel:
+    """One end of the pair. Sending is one system call and safe from several threads; receiving belongs to one thread."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    @staticmethod
+    def pair() -> tuple[Channel, socket.socket]:
+        """Our end, and the raw socket to hand to the other process."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return Channel(ours), theirs
+
+    def fileno(self) -> int:
+        """Descriptor, for ``select``."""
+        return self._end.fileno()
+
+    def send(self, message: FromTrainer | FromCompanion, descriptors: tuple[int, ...] = (), *, wait: bool = True) -> bool:
+        """Send one message.
+
+        Args:
+            message: What to say.
+            descriptors: Open files the other side receives copies of.
+            wait: Whether to wait while the other side's queue is full (up to the socket's timeout).
+
+        Returns:
+            False if the other side is gone, or (``wait=False``) its queue is full.
+        """
+        flags = 0 if wait else socket.MSG_DONTWAIT
+        try:
+            if descriptors:
+                socket.send_fds(self._end, [_encode(message)], list(descriptors), flags)
+            else:
+                self._end.send(_encode(message), flags)
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> tuple[FromTrainer | FromCompanion, tuple[int, ...]] | None:
+        """Wait for the next message and its descriptors; None at the end: the other process has left, or died."""
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._end, _LARGEST_PACKET, 4)
+        except ConnectionError:
+            return None
+        if not packet:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return None
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        return _decode(packet), tuple(descriptors)
+
+    def close(self) -> None:
+        """Close this end; the other side reads the end of the conversation."""
+        self._end.close()

@@ -1,0 +1,270 @@
+"""What does the companion process do from its first to its last breath?
+
+It drains the trainer's log every 50 ms, syncs it every second in a thread of its own, renews the heartbeat, and leaves
+everything else to :class:`milepost.companion.duties.Duties`. When the trainer dies it sees that at once (pidfd), drains
+what is left, records how the trainer ended, finishes the checkpoints, and leaves.
+
+**On crash**: the trainer still holds all memory that was not durable, and starts another companion.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+
+from milepost.checkpoint.job import decode_job
+from milepost.companion.duties import Duties
+from milepost.companion.messages import (
+    ArenaShared,
+    Channel,
+    Finish,
+    Finished,
+    FromCompanion,
+    FromTrainer,
+    Hello,
+    SaveStaged,
+    SegmentShared,
+    Synced,
+    Waiting,
+)
+from milepost.core.errors import StorageError
+from milepost.core.events import Noticed, StatusChanged
+from milepost.core.saying import keep_own_log, logger
+from milepost.io.memory import SharedSegment
+from milepost.io.process import ProcessIdentity, exit_cause, is_alive, lower_priority, open_pidfd
+from milepost.runs.durable_log import Drain
+from milepost.runs.ending import terminal_status
+from milepost.runs.layout import RunLayout
+
+__all__ = ["main"]
+
+_DRAIN_EVERY = 0.05
+_SYNC_EVERY = 1.0
+_SYNC_EARLY_AT = 8 << 20
+_FEED_ONLY_BELOW = 4 << 20
+_HEARTBEAT_EVERY = 10.0
+_ORPHAN_PATIENCE = 10.0
+
+
+def main() -> None:
+    """Entry: ``sys.argv[1]`` is the number of the inherited socket."""
+    for name in ("SIGINT", "SIGHUP", "SIGTERM"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)  # the terminal's Ctrl-C is for the trainer
+    lower_priority()
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    received = channel.receive()
+    if received is None or not isinstance(received[0], Hello):
+        return
+    hello = received[0]
+    keep_own_log(hello.layout["logs_dir"], os.getpid())
+    try:
+        Companion(channel, hello).run()
+    except Exception:
+        logger.exception("the companion stopped over a fault of its own")
+        raise
+    finally:
+        os._exit(0)  # a guest that hangs in a thread must not keep the process
+
+
+class Companion:
+    """The loop of the companion process."""
+
+    def __init__(self, channel: Channel, hello: Hello) -> None:
+        self._channel = channel
+        self._hello = hello
+        self._trainer = ProcessIdentity(
+            host=hello.host, boot_id=hello.boot_id, pid=hello.pid, start_time=hello.start_time
+        )
+        self._pidfd = open_pidfd(hello.pid)
+        self._layout = RunLayout.from_dict(hello.layout)
+        self._drain = Drain(self._layout, hello.log_id)
+        if hello.durable:
+            self._drain.resume_from(hello.durable)
+        self._outbox: deque[FromCompanion] = deque()
+        self._may_feed = threading.Event()
+        self._may_feed.set()
+        self._duties = Duties(hello, self._outbox.append, may_feed=self._may_feed)
+        self._arena: SharedSegment | None = None
+        self._sync_now = threading.Event()
+        self._disk_refuses = False
+        self._heartbeat_at = 0.0
+        self._finish: Finish | None = None
+        self._leaving = False
+
+    def run(self) -> None:
+        """Work until the run has ended, or the trainer died."""
+        self._duties.start()
+        syncing = threading.Thread(target=self._sync_regularly, name="milepost-sync", daemon=True)
+        syncing.start()
+        while self._finish is None and self._trainer_lives():
+            self._receive(_DRAIN_EVERY)
+            self._drain_once()
+            self._send()
+            self._beat()
+        self._end()
+
+    def _trainer_lives(self) -> bool:
+        if self._leaving:
+            return False
+        if self._pidfd is not None:
+            return not select.select([self._pidfd], [], [], 0)[0]
+        return is_alive(self._trainer)
+
+    # ---------------------------------------------------------------- messages
+
+    def _receive(self, timeout: float) -> None:
+        watched = [self._channel] if self._pidfd is None else [self._channel, self._pidfd]
+        ready, _, _ = select.select(watched, [], [], timeout)
+        while self._channel in ready:
+            received = self._channel.receive()
+            if received is None:
+                # Our end of the pair is closed: the trainer is dead, about to be, or has let us go.
+                self._leaving = True
+                return
+            message, descriptors = received
+            self._take(message, descriptors)  # type: ignore[arg-type]
+            ready, _, _ = select.select([self._channel], [], [], 0)
+
+    def _take(self, message: FromTrainer, descriptors: tuple[int, ...]) -> None:
+        match message:
+            case SegmentShared(ordinal=ordinal, size=size):
+                self._drain.attach(SharedSegment.attach(descriptors[0], size), ordinal)
+            case ArenaShared(size=size):
+                self._arena = SharedSegment.attach(descriptors[0], size)
+            case SaveStaged(number=number, size=size):
+                parcel = SharedSegment.attach(descriptors[0], max(size, 1))
+                job = decode_job(bytes(parcel.map[:size]))
+                parcel.close()
+                view = memoryview(self._arena.map) if self._arena is not None else memoryview(b"")
+                self._duties.save(number, job, view)
+            case Finish():
+                self._finish = message
+            case _:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+    def _send(self) -> None:
+        while self._outbox:
+            if not self._channel.send(self._outbox[0], wait=False):
+                if self._leaving or len(self._outbox) > 10_000:
+                    self._outbox.clear()
+                return
+            self._outbox.popleft()
+
+    # ---------------------------------------------------------------- the log
+
+    def _drain_once(self, *, finishing: bool = False) -> None:
+        try:
+            before = self._drain.position
+            after = self._drain.copy(finishing=finishing)
+        except StorageError as error:
+            self._disk_fails(error)
+            return
+        if self._drain.unsynced > _SYNC_EARLY_AT:
+            self._sync_now.set()
+        # Guests read and decode in this process: while the log grows fast, the drain must not wait for the GIL.
+        if after - before > _FEED_ONLY_BELOW:
+            self._may_feed.clear()
+        else:
+            self._may_feed.set()
+
+    def _sync_regularly(self) -> None:
+        while not self._leaving:
+            self._sync_now.wait(_SYNC_EVERY)
+            self._sync_now.clear()
+            self._sync_once()
+
+    def _sync_once(self) -> None:
+        try:
+            durable = self._drain.sync()
+        except StorageError as error:
+            self._disk_fails(error)
+            return
+        self._outbox.append(Synced(position=durable))
+        if self._disk_refuses:
+            self._disk_refuses = False
+            self._duties.notice(
+                Noticed(source="log", topic="disk", message="the disk takes the run log again", cured=True)
+            )
+
+    def _disk_fails(self, error: StorageError) -> None:
+        if not self._disk_refuses:
+            self._disk_refuses = True
+            self._duties.notice(
+                Noticed(
+                    source="log",
+                    topic="disk",
+                    message=f"the run log cannot be written ({error.what}); it is kept in memory meanwhile",
+                    cure=error.cure,
+                )
+            )
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now - self._heartbeat_at < _HEARTBEAT_EVERY:
+            return
+        self._heartbeat_at = now
+        self._duties.beat()
+        self._duties.check()
+
+    # ---------------------------------------------------------------- the end
+
+    def _end(self) -> None:
+        if self._finish is None:
+            self._wait_for_death()
+        self._drain_once(finishing=True)
+        self._sync_once()
+        if self._finish is None:
+            self._record_death()
+            deadline = time.monotonic() + _ORPHAN_PATIENCE
+        else:
+            deadline = time.monotonic() + self._finish.timeout
+        left = self._duties.finish(deadline, self._tell_waiting)
+        self._outbox.append(Finished(left=left))
+        self._send()
+        self._duties.close()
+
+    def _wait_for_death(self) -> None:
+        """The socket may close a moment before the process is gone; how it ended is known only then."""
+        if self._pidfd is not None:
+            select.select([self._pidfd], [], [], 2.0)
+
+    def _record_death(self) -> None:
+        """Say how the trainer ended, unless it said so itself."""
+        if terminal_status(self._layout, self._hello.log_id) is not None:
+            return
+        cause = exit_cause(self._pidfd, self._hello.pid)
+        self._duties.record(death_of(cause.exit_code, cause.signal))
+        self._remove_trainers_lock()
+
+    def _remove_trainers_lock(self) -> None:
+        try:
+            os.unlink(self._layout.log_lock(self._hello.log_id))
+        except OSError:
+            logger.debug("the trainer's lock file is already gone")
+
+    def _tell_waiting(self, text: str) -> None:
+        self._outbox.append(Waiting(text=text))
+        self._send()
+
+
+def death_of(exit_code: int | None, signal_name: str) -> StatusChanged:
+    """The state of a run whose process ended without a word."""
+    if signal_name:
+        return StatusChanged(
+            status="killed", reason=f"killed by {signal_name}", signal=signal_name, source="companion"
+        )
+    if exit_code is None:
+        return StatusChanged(status="killed", reason="the process ended, how is not known", source="companion")
+    return StatusChanged(
+        status="failed",
+        reason=f"the process left with exit status {exit_code} without ending the run",
+        exit_code=exit_code,
+        source="companion",
+    )

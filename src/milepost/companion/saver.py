@@ -1,0 +1,92 @@
+"""How does a staged snapshot become a committed, verified checkpoint, one after the other?
+
+A thread that takes jobs from a queue and runs :func:`milepost.checkpoint.finishing.finish_save`: commit, list, verify,
+retain. The arena is free for the next snapshot as soon as the commit is over, not only after the verification.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from milepost.checkpoint.finishing import finish_save
+from milepost.checkpoint.job import SaveJob
+from milepost.checkpoint.retention import RetentionRule
+from milepost.core.errors import MilepostError
+from milepost.core.events import CheckpointChanged
+from milepost.core.saying import logger
+
+__all__ = ["Saver"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    number: int
+    job: SaveJob
+    view: memoryview
+
+
+class Saver:
+    """Writes checkpoints in the order they were staged.
+
+    Args:
+        rule: What retention keeps.
+        report: Takes every change of a checkpoint, with the number of the save it belongs to.
+        failed: Takes the number of a save that cannot be committed, its job, and why.
+        over: Takes the number of a save of which nothing is left to do.
+    """
+
+    def __init__(
+        self,
+        rule: RetentionRule,
+        report: Callable[[int, CheckpointChanged], None],
+        failed: Callable[[int, SaveJob, MilepostError], None],
+        over: Callable[[int], None],
+    ) -> None:
+        self._rule = rule
+        self._report = report
+        self._failed = failed
+        self._over = over
+        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._doing = ""
+
+    @property
+    def doing(self) -> str:
+        """What is being written, in words; empty if nothing is."""
+        return self._doing
+
+    def submit(self, number: int, job: SaveJob, view: memoryview) -> None:
+        """Queue a save; ``view`` is the arena and stays untouched until the save is reported."""
+        self._doing = self._doing or f"checkpoint of step {job.step}"
+        self._queue.put(_Work(number=number, job=job, view=view))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="milepost-saver", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        while (work := self._queue.get()) is not None:
+            self._doing = f"checkpoint of step {work.job.step}"
+            try:
+                finish_save(work.job, work.view, self._rule, lambda change, n=work.number: self._report(n, change))
+            except MilepostError as error:
+                self._failed(work.number, work.job, error)
+            except Exception as error:  # noqa: BLE001 - a bug in one save must not stop the saves after it
+                logger.exception("the save of step %d failed", work.job.step)
+                self._failed(work.number, work.job, MilepostError(f"{type(error).__name__}: {error}"))
+            self._over(work.number)
+            if self._queue.empty():
+                self._doing = ""
+
+    def finish(self, timeout: float | None = None) -> bool:
+        """Let what was submitted finish; True if it did in time."""
+        if self._thread is None:
+            return True
+        self._queue.put(None)
+        self._thread.join(timeout)
+        finished = not self._thread.is_alive()
+        if finished:
+            self._thread = None
+        return finished

@@ -1,0 +1,44 @@
+"""How does milepost speak to the person at the terminal?
+
+One line on standard error that begins with ``milepost:``, and the same line in our own log through :mod:`logging`, where
+``logging.basicConfig(level=logging.DEBUG)`` shows it together with everything quieter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+__all__ = ["keep_own_log", "logger", "say"]
+
+logger = logging.getLogger("milepost")
+
+
+def say(text: str, *, cure: str = "", level: int = logging.WARNING) -> None:
+    """Print one line; never raises, because a closed terminal must not stop a training."""
+    line = " ".join(f"{text}: {cure}".split()) if cure else " ".join(text.split())
+    logger.log(level, line)
+    with contextlib.suppress(Exception):
+        print(f"milepost: {line}", file=sys.stderr, flush=True)  # noqa: T201 - this is the one place that speaks
+
+
+def keep_own_log(logs_dir: str | os.PathLike[str], pid: int) -> None:
+    """Also write what we log to ``<logs_dir>/milepost-<pid>.log``; a folder that cannot be written is no error."""
+    path = Path(logs_dir) / f"milepost-{pid}.log"
+    if any(isinstance(h, logging.FileHandler) and Path(h.baseFilename) == path.absolute() for h in logger.handlers):
+        return
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(message)s"))
+        handler.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+
+
+# Without a handler of its own, logging would print warnings a second time through its handler of last resort.
+logger.addHandler(logging.NullHandler())

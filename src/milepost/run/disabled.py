@@ -1,0 +1,75 @@
+"""What does ``MILEPOST_MODE=disabled`` leave? The same calls, typed alike, doing nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
+
+__all__ = ["DisabledRun"]
+
+
+class DisabledRun:
+    """A run that records nothing, saves nothing and never asks to stop."""
+
+    id = "disabled"
+    name = "disabled"
+    attempt = 1
+    checkpoints: tuple[CheckpointInfo, ...] = ()
+    best = None
+    should_stop = False
+    ended = False
+
+    def log(self, metrics: Mapping[str, Any], step: int | None = None, epoch: float | None = None) -> None:
+        """Nothing."""
+
+    def log_text(self, name: str, text: str, step: int | None = None) -> None:
+        """Nothing."""
+
+    def log_file(self, name: str, path: str | os.PathLike[str], step: int | None = None) -> None:
+        """Nothing."""
+
+    def tag(self, *tags: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def pause(self, reason: str = "") -> None:
+        """Nothing."""
+
+    def unpause(self) -> None:
+        """Nothing."""
+
+    def resume(self, *objects: Any, **named: Any) -> ResumePoint:
+        """Fresh, step 0."""
+        return ResumePoint(step=0, epoch=0, fresh=True)
+
+    def should_save(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def save_checkpoint(self, *objects: Any, **named: Any) -> Path:
+        """Nothing; the path of the null device."""
+        return Path(os.devnull)
+
+    def load_checkpoint(self, checkpoint_path: Any, *objects: Any, **named: Any) -> LoadReport:
+        """Nothing; a report that says so."""
+        info = CheckpointInfo(filename=os.devnull, path=Path(os.devnull), experiment_id=self.id, step=0)
+        return LoadReport(info=info, step=0, epoch=None, metrics={}, notes=("MILEPOST_MODE=disabled: nothing loaded",))
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Nothing to wait for."""
+
+    def end(self, final_metrics: Mapping[str, Any] | None = None, *, status: str = "completed", reason: str = "") -> None:
+        """Nothing."""
+        self.ended = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ended = True

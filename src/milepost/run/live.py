@@ -1,0 +1,465 @@
+"""What can one do with a run while it is alive?
+
+``Run`` is the one implementation behind both doors: ``milepost.start(...)`` returns it, and the methods of
+``ExperimentTrackingSystem`` are calls of it. It owns nothing that outlives the process: the log is shared memory that
+the companion holds too, checkpoints are staged into an arena that the companion reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from milepost.core.config import ExperimentConfig
+from milepost.core.errors import InvalidCallError, InvalidInputError, MilepostError
+from milepost.core.events import (
+    Described,
+    Event,
+    Line,
+    MediaAdded,
+    Noticed,
+    RunStatus,
+    StatusChanged,
+    Text,
+)
+from milepost.core.names import safe_name
+from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
+from milepost.core.saying import say
+from milepost.environment.ranks import StopAgreement
+from milepost.environment.secrets import redact
+from milepost.run.worker import WorkerRun
+from milepost.runs.console import ConsoleTee
+from milepost.runs.endings import in_notebook, listen, status_of_exception, stop_listening, watch_signals
+from milepost.runs.layout import RunLayout
+from milepost.runs.log import DirectLog, LogWriter
+
+if TYPE_CHECKING:
+    from milepost.checkpoint.checkpointer import ModelCheckpointer
+    from milepost.run.resuming import Resumption
+
+__all__ = ["Companion", "Run"]
+
+_LONGEST_TEXT = 48 * 1024
+_ENDS = ("completed", "failed", "stopped", "killed", "preempted", "paused")
+
+
+class Companion(Protocol):
+    """What a run needs of the process, or the thread, that works beside it."""
+
+    def finish(self, timeout: float) -> list[str]:
+        """Finish what is open; return in words what is left after ``timeout`` seconds."""
+
+    def leave_child(self) -> None:
+        """In a forked child: let go of what belongs to the parent."""
+
+
+class Run:
+    """A live run. Made by :func:`milepost.start` or ``ExperimentTrackingSystem.start_experiment``, never directly.
+
+    Attributes:
+        id: ``<name>_<timestamp>``: the name of its folder.
+        name: As given, with the template filled in.
+        attempt: Counts the stays of the run: 1 at first, 2 after the first resume.
+        checkpointer: The :class:`milepost.ModelCheckpointer` of this run.
+    """
+
+    def __init__(
+        self,
+        *,
+        layout: RunLayout,
+        name: str,
+        attempt: int,
+        config: ExperimentConfig,
+        log: LogWriter | DirectLog,
+        release_log: Callable[[], None],
+        companion: Companion,
+        checkpointer: ModelCheckpointer,
+        stop: StopAgreement,
+        resumption: Resumption,
+    ) -> None:
+        self.id = layout.experiment_id
+        self.name = name
+        self.attempt = attempt
+        self.checkpointer = checkpointer
+        self._layout = layout
+        self._config = config
+        self._log: LogWriter | DirectLog = log
+        self._release_log = release_log
+        self._companion = companion
+        self._stop = stop
+        self._resumption = resumption
+        self._objects: dict[str, Any] = {}
+        self._described_model = False
+        self._ended: StatusChanged | None = None
+        self._child: WorkerRun | None = None
+        self._console = ConsoleTee(self._line) if config.capture_console else None
+        if self._console is not None:
+            self._console.install()
+        listen(self)
+        watch_signals(resumption.signals)
+        _survive_forks(self)
+
+    # ---------------------------------------------------------------- log
+
+    def log(self, metrics: Mapping[str, Any], step: int | None = None, epoch: float | None = None) -> None:
+        """Append the metrics of one step. Takes about a microsecond; what it took survives ``kill -9``.
+
+        Args:
+            metrics: Numbers of Python or NumPy, 0-d tensors, or mappings of them (names are joined with ``/``). NaN and
+                infinities are kept. What is no number is skipped with one warning per name.
+            step: In any order; None means the last step + 1.
+            epoch: Any number.
+
+        Raises:
+            InvalidCallError: ``metrics`` is no mapping, or ``step`` no integer.
+        """
+        self._log.log(metrics, step, epoch)
+
+    def log_text(self, name: str, text: str, step: int | None = None) -> None:
+        """Log a text under a name; a long one becomes a file below ``media``."""
+        if not isinstance(text, str):
+            raise InvalidCallError(f"log_text got {type(text).__name__}", cure="give a string")
+        at = self._log.last_step if step is None else step
+        content = redact(text)
+        if len(content.encode(errors="replace")) <= _LONGEST_TEXT:
+            self._append(Text(step=at, name=name, text=content), step=at)
+        else:
+            target = self._media_path(name, at, ".txt")
+            target.write_text(content, encoding="utf-8", errors="replace")
+            self._add_media(name, target, "text/plain", at)
+
+    def log_file(self, name: str, path: str | os.PathLike[str], step: int | None = None) -> None:
+        """Keep a copy of a file below ``media``; it is copied before this returns.
+
+        Raises:
+            InvalidInputError: There is no such file.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise InvalidInputError(f"no file {os.fspath(path)!r}", cure="give the path of a file to log_file")
+        at = self._log.last_step if step is None else step
+        target = self._media_path(name, at, source.suffix)
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            self._notice("media", f"the file {source.name} could not be kept ({error.strerror})", "free disk space")
+        else:
+            self._add_media(name, target, "application/octet-stream", at)
+
+    def _media_path(self, name: str, step: int, suffix: str) -> Path:
+        folder = self._layout.media
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{safe_name(name)}_{step}"
+        number = 1
+        while True:
+            target = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
+            try:
+                target.open("x").close()
+            except FileExistsError:
+                number += 1
+            else:
+                return target
+
+    def _add_media(self, name: str, target: Path, media_type: str, step: int) -> None:
+        event = MediaAdded(step=step, name=name, path=target.name, media_type=media_type, size=target.stat().st_size)
+        self._append(event, step=step)
+
+    def tag(self, *tags: str) -> None:
+        """Add tags to the run."""
+        for tag in tags:
+            if not isinstance(tag, str) or not tag.strip():
+                raise InvalidInputError(f"a tag is {tag!r}", cure="give a text that is not empty")
+        self._resumption.tags += [tag for tag in tags if tag not in self._resumption.tags]
+        self._append(Described(fields={"tags": list(self._resumption.tags)}))
+
+    def note(self, text: str) -> None:
+        """Write the run's note; it replaces the one before."""
+        if not isinstance(text, str):
+            raise InvalidCallError(f"note got {type(text).__name__}", cure="give a string")
+        self._append(Described(fields={"notes": redact(text)}))
+
+    def pause(self, reason: str = "") -> None:
+        """Show the run as paused; it can go on with :meth:`unpause`, or be resumed later by another process."""
+        self._append(StatusChanged(status="paused", reason=reason))
+
+    def unpause(self) -> None:
+        """Show the run as running again."""
+        self._append(StatusChanged(status="running"))
+
+    def _append(self, event: Event, *, step: int | None = None) -> None:
+        if self._ended is not None:
+            raise InvalidCallError(
+                f"the run {self.id} has ended ({self._ended.status})", cure="start another one", kind="run-ended"
+            )
+        self._log.append(event, step=step)
+
+    def _line(self, stream: str, text: str) -> None:
+        if self._ended is None:
+            self._log.append(Line(stream=stream, text=redact(text)))
+
+    def _notice(self, source: str, message: str, cure: str) -> None:
+        say(message, cure=cure)
+        self._log.append(Noticed(source=source, topic=message, message=message, cure=cure))
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def resume(
+        self,
+        model: Any,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        *,
+        scaler: Any = None,
+        loader: Any = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> ResumePoint:
+        """Restore the newest sound checkpoint of this run, or say "fresh, step 0"; remember the objects for saving.
+
+        Walks everything once, so that what cannot be saved fails now. Restores weights, optimizer, scheduler, scaler,
+        the random numbers of Python, NumPy and torch, and the position in the data; rewinds the run's history. Under
+        torchrun every rank calls it.
+
+        Args:
+            model: A ``torch.nn.Module``, bare or wrapped by DDP or ``torch.compile``.
+            optimizer: A ``torch.optim.Optimizer``.
+            scheduler: A learning-rate scheduler.
+            scaler: A ``torch.amp.GradScaler``.
+            loader: A loader with ``state_dict`` and ``load_state_dict`` (torchdata's ``StatefulDataLoader``); with any
+                other the order of the data goes on, but the position in the epoch is not saved, and both say so.
+            extra: Further objects by name: with ``state_dict`` and ``load_state_dict``, or plain values.
+
+        Raises:
+            InvalidInputError: Something cannot be saved; the message names its place.
+            CorruptDataError: No sound checkpoint is left although there were some.
+        """
+        self._objects = {
+            "model": model,
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+            "scaler": scaler,
+            "loader": loader,
+            "extra": extra,
+        }
+        point = self._resumption.restore(self.checkpointer, **self._objects)
+        if point.checkpoint is not None:
+            self._append(self._resumption.rewound(point.checkpoint))
+            self._log.last_step = point.checkpoint.step
+            self.checkpointer.went_on_from(point.checkpoint.step)
+        self._resumption.announce(self.id, self.attempt, point)
+        return point
+
+    def should_save(self, step: int) -> bool:
+        """Whether to save now: ``save_frequency`` steps after the last save, never at 0; once after a signal."""
+        if self._stop.decide(step) and not self._resumption.saved_for_stop:
+            self._resumption.saved_for_stop = True
+            return True
+        return self.checkpointer.should_save(step)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a signal of ``save_on_signal`` asks to end; true at the same step on every rank."""
+        return self._stop.decide(self._log.last_step)
+
+    def save_checkpoint(
+        self,
+        model: Any = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        epoch: float | None = None,
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        is_best: bool = False,
+        *,
+        scaler: Any = None,
+        loader: Any = None,
+        extra: Mapping[str, Any] | None = None,
+        pin: bool = False,
+    ) -> Path:
+        """Copy the state and return; the companion writes it. What is not given is what :meth:`resume` was given.
+
+        Returns:
+            The path of the file to come. It prints at once; opening it waits for the commit and raises if it failed.
+
+        Raises:
+            InvalidCallError: There is no model, or ``step`` is no integer.
+            InvalidInputError: Something cannot be saved; the message names its place.
+        """
+        given = {"scaler": scaler, "loader": loader, "extra": extra}
+        known = self._objects
+        if model is None:
+            model = known.get("model")
+            optimizer = optimizer if optimizer is not None else known.get("optimizer")
+            scheduler = scheduler if scheduler is not None else known.get("scheduler")
+            given = {name: value if value is not None else known.get(name) for name, value in given.items()}
+        if model is None:
+            raise InvalidCallError(
+                "save_checkpoint has no model", cure="pass it, or call resume(model, ...) before the loop"
+            )
+        self._describe_model_once(model)
+        at = self._log.last_step if step is None else step
+        return self.checkpointer.save_checkpoint(
+            model, optimizer, scheduler, epoch, at, metrics, is_best, pin=pin, **given
+        )
+
+    def _describe_model_once(self, model: Any) -> None:
+        if not self._described_model:
+            from milepost.checkpoint.state import describe_model
+
+            self._described_model = True
+            self._append(Described(fields={"model": describe_model(model)}))
+
+    def load_checkpoint(
+        self,
+        checkpoint_path: Any,
+        model: Any = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        device: Any = None,
+        **options: Any,
+    ) -> LoadReport:
+        """Load into the objects given and change nothing else; see :meth:`ModelCheckpointer.load_checkpoint`."""
+        return self.checkpointer.load_checkpoint(checkpoint_path, model, optimizer, scheduler, device, **options)
+
+    @property
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """Committed checkpoints of this run, by step."""
+        return self.checkpointer.list_checkpoints(self.id)
+
+    @property
+    def best(self) -> CheckpointInfo | None:
+        """The best checkpoint, or None if nobody said which is best."""
+        return self.checkpointer.get_best_checkpoint(self.id)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until every save is committed.
+
+        Raises:
+            StorageError: A save failed.
+            GaveUpWaitingError: ``timeout`` seconds were not enough.
+        """
+        self.checkpointer.wait(timeout)
+
+    # ---------------------------------------------------------------- the end
+
+    def end(self, final_metrics: Mapping[str, Any] | None = None, *, status: str = "completed", reason: str = "") -> None:
+        """End the run: waits, at most ``exit_timeout`` seconds, until all is written and every guest has it.
+
+        Args:
+            final_metrics: Goes to ``summary.json``.
+            status: ``"completed"``, ``"failed"``, ``"stopped"``, ``"killed"``, ``"preempted"`` or ``"paused"``.
+            reason: One line.
+
+        Raises:
+            InvalidInputError: ``status`` is another word.
+        """
+        if status not in _ENDS:
+            raise InvalidInputError(f"status is {status!r}", cure=f"give one of {', '.join(_ENDS)}")
+        summary = {str(name): _plain_number(value) for name, value in (final_metrics or {}).items()}
+        word: RunStatus = status  # type: ignore[assignment]  # checked above
+        self._finish(StatusChanged(status=word, reason=reason, summary=summary))
+
+    def _finish(self, end: StatusChanged) -> None:
+        if self._ended is not None or self._child is not None:
+            return
+        if self._console is not None:
+            self._console.remove()
+        with contextlib.suppress(MilepostError):
+            self._log.append(end)
+        self._ended = end
+        stop_listening(self)
+        left = self._companion.finish(self._config.exit_timeout)
+        for what in left:
+            say(f"{self.id}: not finished yet: {what}", cure="`milepost doctor` finishes it")
+        self._log.close()
+        self._release_log()
+        if end.status == "preempted":
+            say(f"{self.id} is preempted at step {self._log.last_step}; the same command goes on: {_command()}")
+
+    def end_at_exit(self, end: StatusChanged) -> None:
+        """The script is over (hook of the interpreter's exit)."""
+        self._finish(end)
+
+    def cell_failed(self, error: BaseException) -> None:
+        """A notebook's cell raised: an event, not an end (hook of IPython)."""
+        self._notice("notebook", f"a cell raised {type(error).__name__}: {redact(str(error))[:500]}", "")
+
+    def signal_came(self, name: str) -> bool:
+        """A watched signal arrived; True if the run goes on to save (hook, inside a signal handler)."""
+        wanted = name in self._config.save_on_signal
+        if self._ended is None:
+            message = f"{name} came"
+            self._log.append(Noticed(source="signal", topic=name, message=message, cured=wanted))
+        if wanted:
+            self._stop.request()
+        return wanted
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended."""
+        return self._ended is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._finish(StatusChanged(status="completed"))
+        elif not (in_notebook() and isinstance(error, KeyboardInterrupt)):
+            self._finish(status_of_exception(error))
+
+    def __repr__(self) -> str:
+        state = self._ended.status if self._ended is not None else "running"
+        return f"<Run {self.id}: {state}, step {self._log.last_step}, attempt {self.attempt}, {self._layout.experiment}>"
+
+    # ---------------------------------------------------------------- other processes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WorkerRun.open, (self._layout.to_dict(), self.attempt, self._resumption.rank)
+
+    def in_forked_child(self) -> None:
+        """The child gets a log of its own; the parent's memory and socket are let go of (hook of ``os.fork``)."""
+        self._companion.leave_child()
+        self._child = WorkerRun.open(self._layout.to_dict(), self.attempt, self._resumption.rank)
+        self._log = self._child.open_log_later()
+        if self._console is not None:
+            self._console.remove()
+
+
+def _plain_number(value: Any) -> Any:
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain_number(inner) for name, inner in value.items()}
+    return math.nan if not hasattr(value, "__str__") else str(value)
+
+
+def _command() -> str:
+    import shlex
+    import sys
+
+    return redact(shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]))
+
+
+_forkable: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def _survive_forks(run: Run) -> None:
+    if not _forkable and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+    _forkable.add(run)
+
+
+def _after_fork() -> None:
+    for run in list(_forkable):
+        run.in_forked_child()

@@ -1,0 +1,130 @@
+"""With what does a continued run go on, and how do all ranks go on with the same?
+
+Rank 0 takes the newest checkpoint that is whole; damage is named and the one before is tried. The other ranks are told
+which one it was, without a collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from milepost.core.errors import CorruptDataError
+from milepost.core.events import Rewound
+from milepost.core.records import CheckpointInfo, ResumePoint
+from milepost.core.saying import say
+from milepost.environment.ranks import Ranks, meet
+
+if TYPE_CHECKING:
+    from milepost.checkpoint.checkpointer import ModelCheckpointer
+
+__all__ = ["Resumption"]
+
+_PATIENCE = 600.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Resumption:
+    """What a start decided, and what is left to do when the user's objects are known.
+
+    Attributes:
+        experiment_id: The run.
+        fresh: Whether this start began a new run.
+        attempt: Counts the stays of the run.
+        ranks: This process among those of the training.
+        last_step: Last step that the attempt before had logged, None if there was none.
+        tags: Tags of the run so far.
+        signals: Signals that the run wants to hear of.
+        saved_for_stop: Whether ``should_save`` was already true for the signal that asks to end.
+    """
+
+    experiment_id: str
+    fresh: bool
+    attempt: int
+    ranks: Ranks
+    last_step: int | None = None
+    tags: list[str] = field(default_factory=list)
+    signals: tuple[str, ...] = ()
+    saved_for_stop: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process."""
+        return self.ranks.rank
+
+    def restore(
+        self,
+        checkpointer: ModelCheckpointer,
+        *,
+        model: Any,
+        optimizer: Any,
+        scheduler: Any,
+        scaler: Any,
+        loader: Any,
+        extra: Mapping[str, Any] | None,
+    ) -> ResumePoint:
+        """Restore the newest sound checkpoint into the objects.
+
+        Raises:
+            InvalidInputError: Something cannot be saved, or does not fit the checkpoint.
+            CorruptDataError: There are checkpoints and none is sound.
+        """
+        from milepost.checkpoint.restore import resume_objects
+        from milepost.checkpoint.state import walk
+
+        objects = {"scaler": scaler, "loader": loader, "extra": extra}
+        notes = walk(model, optimizer, scheduler, **objects)
+        candidates = [] if self.fresh else self._candidates(checkpointer)
+        damaged: CorruptDataError | None = None
+        for info in candidates:
+            try:
+                report = resume_objects(info.path, model, optimizer, scheduler, rank=self.rank, **objects)
+            except CorruptDataError as error:
+                damaged = error
+                say(f"checkpoint {info.filename} is left out: {error.what}")
+                continue
+            self._agree(info)
+            return ResumePoint(
+                step=info.step + 1,
+                epoch=int(info.epoch or 0),
+                fresh=False,
+                checkpoint=info,
+                lost_steps=max(0, (self.last_step if self.last_step is not None else info.step) - info.step),
+                notes=tuple(notes) + tuple(report.notes),
+            )
+        if damaged is not None:
+            raise damaged
+        self._agree(None)
+        return ResumePoint(step=0, epoch=0, fresh=True, notes=tuple(notes))
+
+    def _candidates(self, checkpointer: ModelCheckpointer) -> list[CheckpointInfo]:
+        """Newest first; on other ranks only the one that rank 0 went on with."""
+        infos = sorted(checkpointer.list_checkpoints(self.experiment_id), key=lambda info: info.step, reverse=True)
+        if self.rank == 0:
+            return infos
+        chosen = meet(self.ranks, self._topic(), None, _PATIENCE)
+        return [info for info in infos if info.filename == chosen]
+
+    def _agree(self, info: CheckpointInfo | None) -> None:
+        if self.rank == 0 and self.ranks.world_size > 1:
+            meet(self.ranks, self._topic(), info.filename if info is not None else "", _PATIENCE)
+
+    def _topic(self) -> str:
+        return f"resume-{self.experiment_id}-{self.attempt}"
+
+    def rewound(self, info: CheckpointInfo) -> Rewound:
+        """The record that hides what the attempt before did after the checkpoint."""
+        return Rewound(step=info.step, checkpoint=info.filename)
+
+    def announce(self, run_id: str, attempt: int, point: ResumePoint) -> None:
+        """Say in one line where the run goes on."""
+        if self.rank != 0:
+            return
+        for note in point.notes:
+            say(note)
+        if point.fresh:
+            say(f"{run_id}: fresh, step 0")
+        else:
+            again = f", {point.lost_steps} steps are done again" if point.lost_steps else ""
+            say(f"{run_id} goes on at step {point.step} (attempt {attempt}{again})")

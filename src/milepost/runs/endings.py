@@ -1,0 +1,148 @@
+"""How does a run learn that its script is over, and how?
+
+Hooks of the process, installed once and shared by all live runs, each chaining to what was there before: the last
+exception, the end of the interpreter, and the signals a run wants to hear of. In IPython an exception ends a cell, not
+the run.
+
+What no hook sees (``kill -9``, a crash in C, the power) is seen by the companion.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import traceback
+import weakref
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+from milepost.core.events import StatusChanged
+
+__all__ = ["Endable", "in_notebook", "listen", "status_of_exception", "stop_listening", "watch_signals"]
+
+
+class Endable(Protocol):
+    """What the hooks need of a live run."""
+
+    def end_at_exit(self, end: StatusChanged) -> None:
+        """The interpreter is leaving."""
+
+    def cell_failed(self, error: BaseException) -> None:
+        """A notebook's cell raised; the run stays open."""
+
+    def signal_came(self, name: str) -> bool:
+        """A watched signal arrived; return whether the run goes on for a while and ends by itself.
+
+        Runs inside a signal handler: append a record, set a flag, no more.
+        """
+
+
+@dataclass(slots=True)
+class _Hooks:
+    """The process-wide state: who listens, and how the script is ending."""
+
+    live: weakref.WeakSet[Any]
+    installed: bool = False
+    pending: StatusChanged | None = None
+    watched: set[str] = field(default_factory=set)
+
+
+_hooks = _Hooks(live=weakref.WeakSet())
+
+
+def listen(run: Endable) -> None:
+    """Tell ``run`` how the script ends."""
+    _hooks.live.add(run)
+    if not _hooks.installed:
+        _hooks.installed = True
+        _chain_excepthook()
+        atexit.register(_at_exit)
+        os.register_at_fork(after_in_child=_hooks.live.clear)
+        shell = _ipython()
+        if shell is not None:
+            shell.events.register("post_run_cell", _after_cell)
+
+
+def stop_listening(run: Endable) -> None:
+    """``run`` has ended by itself."""
+    _hooks.live.discard(run)
+
+
+def status_of_exception(error: BaseException) -> StatusChanged:
+    """How a run ends when ``error`` leaves its script or its ``with`` block."""
+    if isinstance(error, KeyboardInterrupt):
+        return StatusChanged(status="stopped", reason="interrupted (Ctrl-C)")
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if code == 0:
+            return StatusChanged(status="completed")
+        return StatusChanged(status="failed", reason=f"the script left with exit status {code}", exit_code=code)
+    text = "".join(traceback.format_exception(error))
+    return StatusChanged(status="failed", reason=f"{type(error).__name__}: {error}"[:1000], traceback=text[-20_000:])
+
+
+def _chain_excepthook() -> None:
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        _hooks.pending = status_of_exception(error)
+        previous(kind, error, where)
+
+    sys.excepthook = hook
+
+
+def _at_exit() -> None:
+    for run in list(_hooks.live):
+        run.end_at_exit(_hooks.pending or StatusChanged(status="completed"))
+
+
+def _ipython() -> Any:
+    """The running IPython shell, or None; never imports IPython."""
+    module = sys.modules.get("IPython")
+    return module.get_ipython() if module is not None else None
+
+
+def in_notebook() -> bool:
+    """Whether this process is an interactive IPython session, where scripts do not end but cells do."""
+    return _ipython() is not None
+
+
+def _after_cell(result: Any) -> None:
+    error = result.error_in_exec or result.error_before_exec
+    if error is not None and not isinstance(error, KeyboardInterrupt):
+        for run in list(_hooks.live):
+            run.cell_failed(error)
+
+
+def watch_signals(names: tuple[str, ...]) -> None:
+    """Tell every live run when one of these signals arrives, then do what would have been done without us.
+
+    A handler that was there is called. The default action follows only if no run wants to go on for a while to save.
+    Python allows handlers in the main thread only: elsewhere nothing is installed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in names:
+        number = getattr(signal, name, None)
+        if number is not None and name not in _hooks.watched:
+            _hooks.watched.add(name)
+            _chain_signal(name, number)
+
+
+def _chain_signal(name: str, number: int) -> None:
+    previous = signal.getsignal(number)
+    by_default = previous in {signal.SIG_DFL, signal.default_int_handler}
+
+    def handler(received: int, frame: FrameType | None) -> None:
+        goes_on = any([run.signal_came(name) for run in list(_hooks.live)])  # every run hears it
+        if callable(previous) and not (by_default and goes_on):
+            previous(received, frame)
+        elif previous == signal.SIG_DFL and not goes_on:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(number, handler)

@@ -1,0 +1,302 @@
+"""In which order are the parts of a run made?
+
+Rank 0 decides which run it is and tells the others, without a collective. Then, on every rank: the log, its companion
+process, the checkpointer that hands snapshots to it, the run that holds them all. Nothing here waits for the companion:
+it starts while the training goes on.
+
+**On crash**: a run whose folder was made but whose first record never reached the disk is shown as killed, at step 0.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from milepost.checkpoint.checkpointer import ModelCheckpointer
+from milepost.checkpoint.retention import RetentionRule
+from milepost.companion.client import CompanionProcess
+from milepost.companion.inline import InlineCompanion
+from milepost.companion.messages import Hello
+from milepost.core.config import ExperimentConfig
+from milepost.core.errors import ConflictError
+from milepost.core.events import Described, StatusChanged
+from milepost.core.saying import keep_own_log, say
+from milepost.environment.capture import trainer_facts
+from milepost.environment.ranks import Ranks, StopAgreement, detect, meet
+from milepost.environment.scheduler import job_identity
+from milepost.io import memory
+from milepost.io.durable import storage_error
+from milepost.io.locks import OwnedLock, exclusive
+from milepost.io.process import exit_cause_is_known, this_process
+from milepost.run import Run
+from milepost.run.resuming import Resumption
+from milepost.runs.deferred import DeviceValues
+from milepost.runs.layout import RunLayout
+from milepost.runs.log import ClockKeeper, DirectLog, LogWriter, begin_log
+from milepost.runs.projections import write_metadata
+from milepost.runs.segment import new_log_id
+from milepost.runs.starting import differing_keys, find_run, reserve_run, resume_identity, wait_until_idle
+from milepost.runs.starting import metadata_of as read_metadata
+from milepost.system.request import StartRequest, script_of_this_process
+
+__all__ = ["launch"]
+
+_LONGEST_CRITICAL_SECTION = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """What rank 0 decided, as the other ranks get it."""
+
+    experiment_id: str
+    attempt: int
+    stamp: str
+    fresh: bool
+    last_step: int | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _OpenLog:
+    """The log of this process and the lock that says it is being written."""
+
+    log_id: bytes
+    lock: OwnedLock
+
+
+def launch(config: ExperimentConfig, request: StartRequest) -> Run:
+    """Begin or continue a run; see ``ExperimentTracker.start_experiment`` for what is raised."""
+    keep_own_log(config.logs_dir, os.getpid())
+    ranks = detect()
+    opened: _OpenLog | None = None
+    if ranks.rank == 0:
+        begun, opened = _begin(config, request)
+        if ranks.world_size > 1:
+            meet(ranks, f"start-{request.name}", asdict(begun))
+    else:
+        begun = _Begun(**meet(ranks, f"start-{request.name}", None))
+    layout = RunLayout.from_config(config, begun.experiment_id)
+    opened = opened or _open_log(layout)
+    return _assemble(config, request, ranks, begun, layout, opened)
+
+
+# -------------------------------------------------------------------- which run
+
+
+def _begin(config: ExperimentConfig, request: StartRequest) -> tuple[_Begun, _OpenLog]:
+    identity = resume_identity(
+        request.name,
+        request.hyperparameters,
+        key=os.environ.get("MILEPOST_RUN_KEY") or config.resume_key,
+        job=job_identity(os.environ),
+        script=script_of_this_process(),
+    )
+    layout = find_run(config, request.resume, identity)
+    try:
+        if layout is not None:
+            return _continue(layout, request)
+        layout = reserve_run(config, request.name)
+        opened = _open_log(layout)
+        fields = _description(config, request, layout) | {"resume_identity": asdict(identity)}
+        write_metadata(layout, fields)
+    except OSError as error:
+        raise storage_error(error, "starting a run", config.experiment_dir) from error
+    return _Begun(experiment_id=layout.experiment_id, attempt=1, stamp=_stamp(), fresh=True, tags=request.tags), opened
+
+
+def _continue(layout: RunLayout, request: StartRequest) -> tuple[_Begun, _OpenLog]:
+    """Go on with a run that nobody works on any more; nobody else can begin to while we look."""
+    with exclusive(layout.starting_lock, _LONGEST_CRITICAL_SECTION):
+        state = wait_until_idle(layout, say)
+        metadata = read_metadata(layout)
+        _check_hyperparameters(layout, metadata, request)
+        opened = _open_log(layout)
+    tags = [str(tag) for tag in metadata.get("tags") or []]
+    return (
+        _Begun(
+            experiment_id=layout.experiment_id,
+            attempt=state.attempt + 1,
+            stamp=_stamp(),
+            fresh=False,
+            last_step=state.last_step,
+            tags=tags + [tag for tag in request.tags if tag not in tags],
+        ),
+        opened,
+    )
+
+
+def _check_hyperparameters(layout: RunLayout, metadata: dict[str, Any], request: StartRequest) -> None:
+    differing = differing_keys(metadata.get("hyperparameters") or {}, request.hyperparameters)
+    if differing and request.hyperparameters and not request.force:
+        raise ConflictError(
+            f"{layout.experiment_id} was started with other hyperparameters: {', '.join(differing)}",
+            cure="use the same ones, another resume_key, or force=True to go on with the new ones",
+            kind="hyperparameters-differ",
+        )
+
+
+def _stamp() -> str:
+    return datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-%f")
+
+
+def _description(config: ExperimentConfig, request: StartRequest, layout: RunLayout) -> dict[str, Any]:
+    """The first ``metadata.json``: what the user said, and where everything of this run is."""
+    return {
+        "experiment_id": layout.experiment_id,
+        "name": request.name,
+        "description": request.description,
+        "hyperparameters": request.hyperparameters,
+        "model_config": request.model_config,
+        "dataset_info": request.dataset_info,
+        "tags": request.tags,
+        "group": request.group,
+        "notes": "",
+        "status": "running",
+        "start_time": time.time(),
+        "folders": {
+            "experiment_dir": config.experiment_dir,
+            "checkpoint_dir": config.checkpoint_dir,
+            "logs_dir": config.logs_dir,
+            "metrics_dir": config.metrics_dir,
+            "tensorboard_dir": config.tensorboard_dir,
+        },
+        "settings": _companion_settings(config),
+    }
+
+
+def _companion_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """What the companion, and later ``milepost doctor``, must know of the configuration."""
+    return {
+        "wandb_project": config.wandb_project,
+        "tensorboard": config.tensorboard_dir is not None,
+        "max_checkpoints": config.max_checkpoints,
+        "best_metric": config.best_metric,
+        "best_mode": config.best_mode,
+        "capture_code": config.capture_code,
+        "exit_timeout": config.exit_timeout,
+    }
+
+
+# -------------------------------------------------------------------- its parts
+
+
+def _open_log(layout: RunLayout) -> _OpenLog:
+    layout.log.mkdir(parents=True, exist_ok=True)
+    log_id = new_log_id()
+    lock = OwnedLock(layout.log_lock(log_id))
+    lock.acquire()
+    return _OpenLog(log_id, lock)
+
+
+def _assemble(
+    config: ExperimentConfig,
+    request: StartRequest,
+    ranks: Ranks,
+    begun: _Begun,
+    layout: RunLayout,
+    opened: _OpenLog,
+) -> Run:
+    stop = StopAgreement(ranks)
+    hello = _hello(config, layout, opened, begun, ranks)
+    log, companion = _log_and_companion(config, layout, opened, hello, stop)
+    checkpointer = ModelCheckpointer(
+        config,
+        experiment_id=layout.experiment_id,
+        stamp=begun.stamp,
+        writer=companion.writer,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    if ranks.rank == 0:
+        fields = _description(config, request, layout) if begun.fresh else {}
+        log.append(Described(fields=fields | {"tags": begun.tags, "attempt": begun.attempt}))
+        log.append(StatusChanged(status="running"))
+    return Run(
+        layout=layout,
+        name=request.name,
+        attempt=begun.attempt,
+        config=config,
+        log=log,
+        release_log=lambda: opened.lock.release(unlink=True),
+        companion=companion,
+        checkpointer=checkpointer,
+        stop=stop,
+        resumption=Resumption(
+            experiment_id=layout.experiment_id,
+            fresh=begun.fresh,
+            attempt=begun.attempt,
+            ranks=ranks,
+            last_step=begun.last_step,
+            tags=list(begun.tags),
+            signals=_signals(config),
+        ),
+    )
+
+
+def _signals(config: ExperimentConfig) -> tuple[str, ...]:
+    """Signals to hear of: those to save on, and SIGTERM where the kernel will not tell what ended a process."""
+    wanted = config.save_on_signal
+    return wanted if exit_cause_is_known() or "SIGTERM" in wanted else (*wanted, "SIGTERM")
+
+
+def _hello(config: ExperimentConfig, layout: RunLayout, opened: _OpenLog, begun: _Begun, ranks: Ranks) -> Hello:
+    me = this_process()
+    return Hello(
+        layout=layout.to_dict(),
+        settings=_companion_settings(config),
+        log_id=opened.log_id,
+        host=me.host,
+        boot_id=me.boot_id,
+        pid=me.pid,
+        start_time=me.start_time,
+        attempt=begun.attempt,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        facts=asdict(trainer_facts()),
+    )
+
+
+def _log_and_companion(
+    config: ExperimentConfig, layout: RunLayout, opened: _OpenLog, hello: Hello, stop: StopAgreement
+) -> tuple[LogWriter | DirectLog, CompanionProcess | InlineCompanion]:
+    """Shared memory and a process where the system has both; else one write per record and a thread."""
+    ticks: list[Callable[[], None]] = []
+
+    def every_tick() -> None:
+        for tick in ticks:
+            tick()
+
+    log: LogWriter | DirectLog
+    companion: CompanionProcess | InlineCompanion
+    if memory.available() and os.environ.get("MILEPOST_COMPANION", "process") != "thread":
+        companion = process = CompanionProcess(hello, every_tick=every_tick)
+        log = LogWriter(
+            opened.log_id, hand_over=process.hand_over, on_bad_value=_tell_bad_value, strict=config.strict
+        )
+    else:
+        companion = InlineCompanion(hello, every_tick=every_tick)
+        log = DirectLog(layout, opened.log_id, on_bad_value=_tell_bad_value, strict=config.strict)
+    values = DeviceValues(log)
+    log.deferred = values.defer
+    begin_log(log, role="trainer", attempt=hello.attempt, rank=hello.rank, world_size=hello.world_size)
+    ticks += [ClockKeeper(log).tick, values.poll, stop.poll]
+    companion.start(log)
+    return log, companion
+
+
+def _tell_bad_value(name: str, kind: str, value: object) -> None:
+    del value
+    say(f"the metric {name!r} is skipped: it is no number but {kind} (said once)")
+
+
+def retention_rule(settings: dict[str, Any]) -> RetentionRule:
+    """What retention keeps, by the settings of a run."""
+    return RetentionRule(
+        keep_newest=settings["max_checkpoints"],
+        best_metric=settings["best_metric"],
+        best_mode=settings["best_mode"],
+    )

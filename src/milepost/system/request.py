@@ -1,0 +1,140 @@
+"""What was asked of a start, made plain and checked before anything is created?"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from milepost.core.errors import InvalidCallError, InvalidInputError
+from milepost.core.names import render_name
+from milepost.environment.secrets import redact_tree
+
+__all__ = ["StartRequest", "make_request", "script_of_this_process"]
+
+_DEEPEST = 20
+_LARGEST = 48 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRequest:
+    """The arguments of ``start_experiment`` as plain values, secrets redacted."""
+
+    name: str
+    description: str = ""
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    model_config: dict[str, Any] = field(default_factory=dict)
+    dataset_info: dict[str, Any] = field(default_factory=dict)
+    tags: list[str] = field(default_factory=list)
+    group: str | None = None
+    resume: str = "never"
+    force: bool = False
+
+
+def make_request(
+    name: str,
+    description: str,
+    hyperparameters: Any,
+    model_config: Any,
+    dataset_info: Any,
+    tags: Iterable[str] | None,
+    *,
+    group: str | None,
+    resume: str,
+    force: bool,
+) -> StartRequest:
+    """Check and flatten what the user passed.
+
+    Raises:
+        InvalidCallError: An argument has the wrong type.
+        InvalidInputError: The name is empty or asks for an unknown hyperparameter, or a tag is empty.
+    """
+    for label, text in (("name", name), ("description", description)):
+        if not isinstance(text, str):
+            raise InvalidCallError(f"{label} is {type(text).__name__}", cure="give a text")
+    if isinstance(tags, str):
+        raise InvalidCallError(f"tags is the text {tags!r}", cure=f"give a list: [{tags!r}]")
+    if not isinstance(resume, str):
+        raise InvalidCallError(f"resume is {resume!r}", cure="give 'never', 'auto', 'must', or the id of a run")
+    listed = list(tags or ())
+    for tag in listed:
+        if not isinstance(tag, str) or not tag.strip():
+            raise InvalidInputError(f"a tag is {tag!r}", cure="give texts that are not empty")
+    named = _mapping("hyperparameters", hyperparameters)
+    return StartRequest(
+        name=render_name(name, named),
+        description=description,
+        hyperparameters=_kept("hyperparameters", named),
+        model_config=_kept("model_config", _mapping("model_config", model_config)),
+        dataset_info=_kept("dataset_info", _mapping("dataset_info", dataset_info)),
+        tags=listed,
+        group=group,
+        resume=resume,
+        force=force,
+    )
+
+
+def _mapping(label: str, value: Any) -> dict[str, Any]:
+    """A mapping, a dataclass or an argparse namespace as a dict."""
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return {str(key): inner for key, inner in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if hasattr(value, "__dict__") and not isinstance(value, type):
+        return {key: inner for key, inner in vars(value).items() if not key.startswith("_")}
+    raise InvalidCallError(
+        f"{label} is {type(value).__name__}", cure="give a mapping, a dataclass or an argparse namespace"
+    )
+
+
+def _kept(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = redact_tree(_plain(values, 0))
+    if len(json.dumps(kept)) > _LARGEST:
+        raise InvalidInputError(
+            f"{label} is larger than {_LARGEST // 1024} KiB as text", cure="keep it in a file and pass its path"
+        )
+    return kept
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """What JSON can hold; everything else as its text, because a start must not fail over an odd setting."""
+    if depth > _DEEPEST:
+        return str(value)
+    if isinstance(value, Enum):
+        return value.name
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**64 else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(inner, depth + 1) for inner in value]
+    if isinstance(value, (datetime.date, datetime.datetime)):
+        return value.isoformat()
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return _plain(value.item(), depth + 1)
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value), depth + 1)
+    return str(value)
+
+
+def script_of_this_process() -> str:
+    """The script, or the module, that this training runs; a notebook by its working folder."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name:
+        return str(spec.name)
+    file = getattr(main, "__file__", None)
+    return str(Path(file).absolute()) if file else f"interactive in {os.getcwd()}"
