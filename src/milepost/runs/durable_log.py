@@ -7,8 +7,8 @@ let go only after that, so whatever the disk does, nothing is lost that fits the
 number - first sequence number of the file. After a failed sync a file is never touched again: the kernel may have
 dropped its dirty pages and call them clean, so all that was not durable is written once more, to a new file.
 
-**Threads**: :meth:`Drain.sync` may run in a thread of its own, and usually does: a sync can take seconds on a busy disk,
-and copying must go on meanwhile.
+**Threads**: :meth:`Drain.sync` may run in a thread of its own, and usually does: a sync can take seconds on a busy
+disk, and copying must go on meanwhile. Everything else belongs to one thread.
 
 **On crash**: of this process, the next :class:`Drain` starts at the last durable position with a new file. Records may
 then stand in two files; readers take each sequence number once.
@@ -17,6 +17,7 @@ then stand in two files; readers take each sequence number once.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import dataclass, replace
 
@@ -68,9 +69,11 @@ class Drain:
         self._fd = -1
         self._path = ""
         self._first = 0
-        self._is_new = False
+        self._names_unsynced = False
         self._stuck_at = (0, 0.0)
-        self._lock = threading.RLock()  # held while the file or a position changes, never while the disk syncs
+        self._lock = threading.Lock()  # between copying and syncing; never held during either
+        self._retired: list[int] = []
+        self._start_over = False
 
     @property
     def unsynced(self) -> int:
@@ -85,7 +88,7 @@ class Drain:
     def resume_from(self, sequence: int) -> None:
         """Go on after another drain's death: everything before ``sequence`` is durable, the rest is written again."""
         self.position = self.durable = sequence
-        self._leave_file()
+        self._retire_file()
 
     def copy(self, *, finishing: bool = False) -> int:
         """Write every record published by now.
@@ -99,6 +102,11 @@ class Drain:
         Raises:
             StorageError: The disk refuses. Nothing is lost: the next call tries again.
         """
+        if self._start_over:
+            self._retire_file()
+            self.position = self.durable
+            self._start_over = False
+        self._drop_durable()
         while (hot := self._current()) is not None:
             header = read_header(hot.view)
             assert header is not None  # _current found it
@@ -111,7 +119,8 @@ class Drain:
             if not (exhausted and self._in_use(following)):
                 break
             self.position = following + HEADER_BYTES
-            self._roll_if_large(following)
+            if following - self._first >= _ROLL_AT:
+                self._retire_file()
         return self.position
 
     def _current(self) -> _Hot | None:
@@ -181,10 +190,10 @@ class Drain:
             os.close(fd)
             os.unlink(path)
             raise
-        self._fd, self._path, self._first, self._is_new = fd, path, first, True
+        self._fd, self._path, self._first, self._names_unsynced = fd, path, first, True
 
     def sync(self) -> int:
-        """Make everything copied survive power loss, and let go of memory that is no longer needed.
+        """Make everything copied by now survive power loss.
 
         Returns:
             ``durable``.
@@ -193,41 +202,36 @@ class Drain:
             StorageError: The disk refuses; what was not durable goes to a new file at the next :meth:`copy`.
         """
         with self._lock:
-            position, path, is_new = self.position, self._path, self._is_new
-            # A descriptor of our own: the copying thread may leave the file meanwhile.
-            fd = os.dup(self._fd) if self._fd >= 0 and position > self.durable else -1
-        if fd >= 0:
-            try:
-                _sync_data(fd)
-                if is_new:
-                    fsync_directory(self._layout.log)
-            except OSError as error:
-                self._distrust()
-                raise error if isinstance(error, StorageError) else storage_error(error, "syncing", path) from error
-            finally:
+            position = self.position
+            if self._start_over or position <= self.durable:
+                return self.durable
+            files, self._retired = self._retired, []
+            if self._fd >= 0:
+                files.append(os.dup(self._fd))
+        try:
+            self._sync_files(files)
+        except OSError as error:
+            self._start_over = True
+            raise storage_error(error, "syncing the log", self._path) from error
+        finally:
+            for fd in files:
                 os.close(fd)
+        self.durable = position
+        return position
+
+    def _sync_files(self, files: list[int]) -> None:
+        for fd in files:
+            os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)
+        if self._names_unsynced:
+            self._names_unsynced = False
+            fsync_directory(self._layout.log)
+
+    def _retire_file(self) -> None:
+        """The next record begins a new file; this one is still to be synced."""
         with self._lock:
-            if fd >= 0:
-                self.durable = max(self.durable, position)
-                self._is_new = self._is_new and path != self._path
-            self._drop_durable()
-            return self.durable
-
-    def _distrust(self) -> None:
-        """A sync failed: write all that is not durable once more, to a new file."""
-        with self._lock:
-            self._leave_file()
-            self.position = self.durable
-
-    def _roll_if_large(self, following: int) -> None:
-        if self._fd >= 0 and following - self._first >= _ROLL_AT:
-            self.sync()
-            self._leave_file()
-
-    def _leave_file(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+            if self._fd >= 0:
+                self._retired.append(self._fd)
+                self._fd = -1
 
     def _drop_durable(self) -> None:
         for ordinal, hot in list(self._hot.items()):
@@ -238,8 +242,11 @@ class Drain:
                 hot.segment.close()
 
     def close(self) -> None:
-        """Let go of file and memory; copies and syncs nothing."""
-        self._leave_file()
+        """Let go of files and memory; copies and syncs nothing."""
+        self._retire_file()
+        for fd in self._retired:
+            os.close(fd)
+        self._retired.clear()
         for hot in self._hot.values():
             hot.view.release()
             hot.segment.close()
