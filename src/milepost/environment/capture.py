@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from milepost.environment.scheduler import job_identity, times_requeued
-from milepost.environment.secrets import redact, redact_arguments, redact_tree
+from milepost.environment.secrets import redact_arguments, redact_tree
 
 __all__ = ["TrainerFacts", "capture", "trainer_facts"]
 
@@ -74,7 +74,7 @@ def trainer_facts() -> TrainerFacts:
     cwd = ""
     with suppress(OSError):
         cwd = os.getcwd()
-    script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    script = getattr(sys.modules.get("__main__"), "__file__", None) or "<none>"
     version = sys.modules.get("torch.version")
     return TrainerFacts(
         python=".".join(map(str, sys.version_info[:3])),
@@ -82,7 +82,7 @@ def trainer_facts() -> TrainerFacts:
         executable=sys.executable or "",
         arguments=tuple(sys.orig_argv),
         cwd=cwd,
-        script=os.path.join(cwd, script) if script else "",
+        script="" if script.startswith("<") else os.path.join(cwd, script),
         packages_path=tuple(sys.path),
         torch=str(getattr(version, "__version__", None) or ""),
         cuda=str(getattr(version, "cuda", None) or ""),
@@ -115,13 +115,12 @@ def capture(facts: TrainerFacts, environ: Mapping[str, str] = os.environ) -> dic
         "cpu": _cpu(),
         "memory": _memory(),
         "gpu": _gpu(),
-        "packages": _packages(facts.packages_path),
         "variables": _variables(environ),
         "job": job_identity(environ),
         "times_requeued": times_requeued(environ),
     }
-    shown: dict[str, Any] = redact_tree(found)
-    return shown
+    # Names of packages say nothing about their versions, so PyJWT's is none of a secret.
+    return {**redact_tree(found), "packages": _packages(facts.packages_path)}
 
 
 def _variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -132,7 +131,7 @@ def _packages(path: Iterable[str]) -> dict[str, str]:
     """Name and version of every installed package; read from their metadata, nothing of them is imported."""
     versions: dict[str, str] = {}
     for distribution in importlib.metadata.distributions(path=[part or os.curdir for part in path]):
-        with suppress(Exception):  # noqa: BLE001 - whatever is wrong with one package's files, the others count
+        with suppress(OSError, ValueError, KeyError):  # one package with broken files does not hide the others
             name, version = distribution.metadata["Name"], distribution.version
             if name and version:
                 versions.setdefault(name, version)  # the first on the path is the one that is imported
@@ -209,7 +208,7 @@ def _gpu_from_command() -> dict[str, Any] | None:
     if not rows:
         return None
     return {
-        "driver_version": redact(rows[0][0]),
+        "driver_version": rows[0][0],
         "devices": [{"name": name, "memory_bytes": mebibytes << 20} for _, name, mebibytes in rows],
     }
 

@@ -131,11 +131,7 @@ def _redact_lines(text: str) -> str:
     in_private_key = False
     for line in text.split("\n"):
         ends = _PEM_END.search(line)
-        if in_private_key:
-            # The mark of a diff line, and so the shape of the diff, must survive.
-            shown.append((line[:1] if line[:1] in {"+", "-", " "} else "") + MARK)
-        else:
-            shown.append(redact(line))
+        shown.append(MARK if in_private_key else redact(line))
         in_private_key = not ends and (in_private_key or _PEM_START.search(line) is not None)
     return "\n".join(shown)
 
