@@ -16,10 +16,13 @@ import xxhash
 from milepost.checkpoint.codec import BLOCK_BYTES, LANE_ALIGNMENT, BlockCodec, EncodedBlock, padded
 from milepost.checkpoint.manifest import Block
 from milepost.checkpoint.parallel import share_out
-from milepost.checkpoint.regions import Source
+from milepost.checkpoint.regions import Layout, Source
 from milepost.io.direct import ALIGNMENT, NewFile, aligned_buffer
 
 __all__ = ["BlockWriter"]
+
+#: A tensor to hash, by index, or a block to encode: its region and its index.
+_Share = int | tuple[Source, int]
 
 _BUFFER_BYTES = 8 << 20
 _ROOM = BLOCK_BYTES + 8 * LANE_ALIGNMENT + ALIGNMENT
@@ -43,17 +46,29 @@ class BlockWriter:
         self._compression = compression
         self._lock = threading.Lock()
 
-    def write(self, sources: list[Source], *, threads: int) -> None:
-        """Encode and write all blocks, and fill in the sources' ``plan`` and ``blocks``.
+    def write(self, layout: Layout, *, threads: int) -> list[int]:
+        """Encode and write all blocks, and fill in those of the layout's sources.
+
+        Returns:
+            xxh3_128 of each tensor.
 
         Raises:
             OSError: As the kernel gives it; the file is then to be abandoned.
         """
-        if self._compression:
-            share_out(sources, _plan, threads=threads)
-        # large regions first: the threads then end together
-        order = sorted(sources, key=lambda source: -source.nbytes)
-        share_out([(s, i) for s in order for i in range(len(s.blocks))], self._write_shares, threads=threads)
+        digests = [0] * len(layout.memory)
+
+        def work(shares: Iterator[_Share]) -> None:
+            outbox = _Outbox(self._file, self)
+            for share in shares:
+                if isinstance(share, int):
+                    digests[share] = xxhash.xxh3_128_intdigest(layout.memory[share].data)
+                else:
+                    outbox.add(*share, compression=self._compression)
+            outbox.flush()
+
+        # one more thread than cores: whenever one waits for the disk, another has a core
+        share_out(_shares(layout), work, threads=threads + 1)
+        return digests
 
     def reserve(self, length: int) -> int:
         """The next free offset, with ``length`` bytes behind it taken."""
@@ -62,19 +77,18 @@ class BlockWriter:
             self.end += length
         return offset
 
-    def _write_shares(self, shares: Iterator[tuple[Source, int]]) -> None:
-        outbox = _Outbox(self._file, self)
-        alignment = LANE_ALIGNMENT if self._compression else ALIGNMENT
-        for source, index in shares:
-            outbox.add(source, index, alignment)
-        outbox.flush()
 
-
-def _plan(shares: Iterator[Source]) -> None:
-    codec = BlockCodec()
-    for source in shares:
-        if source.nbytes:
-            source.plan = codec.plan(source.block(len(source.blocks) // 2), source.width)
+def _shares(layout: Layout) -> list[_Share]:
+    """The work in order: large regions first, so that the threads end together; each tensor hashed, then encoded."""
+    tensors: dict[int, list[_Share]] = {}
+    for index, (region, _) in enumerate(layout.places):
+        tensors.setdefault(region, []).append(index)
+    regions = sorted(enumerate(layout.sources), key=lambda item: -item[1].nbytes)
+    return [
+        share
+        for region, source in regions
+        for share in (*tensors[region], *((source, index) for index in range(len(source.blocks))))
+    ]
 
 
 class _Outbox:
@@ -89,8 +103,11 @@ class _Outbox:
         self._used = 0
         self._waiting: list[tuple[Source, int, int, EncodedBlock, int]] = []
 
-    def add(self, source: Source, index: int, alignment: int) -> None:
-        start = self._advance(padded(self._used, alignment))
+    def add(self, source: Source, index: int, *, compression: bool) -> None:
+        """Encode one block; write the buffer if no other would fit."""
+        if compression:
+            source.make_plan(self._codec)
+        start = self._advance(padded(self._used, LANE_ALIGNMENT if compression else ALIGNMENT))
         encoded = self._codec.encode(source.block(index), source.width, source.plan, self._bytes[start:])
         self._used = start + encoded.stored
         checksum = xxhash.xxh3_64_intdigest(self._bytes[start : self._used].data)

@@ -4,7 +4,7 @@ When the file was written under a temporary name, synced, renamed, and its folde
 and survives power loss; before, nobody sees it. Torch is not needed, except by the foreign formats.
 
 **Invariants**: an existing file is never replaced. A file whose write or sync failed is removed, never synced again
-(the kernel may have dropped its pages and would report success): one fresh file is tried, then a ``StorageError`` raised.
+(the kernel may have dropped its pages and would report success): one fresh file is tried, then ``StorageError``.
 
 **On crash**: a temporary ``.<name>.tmp`` stays behind; :func:`remove_stale_temporaries` removes those that nobody is
 writing. Between rename and the folder's sync the file is complete, and there or not there.

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -22,11 +21,10 @@ import xxhash
 import zstandard
 
 from milepost.checkpoint.block_writer import BlockWriter
-from milepost.checkpoint.codec import Bytes, padded
+from milepost.checkpoint.codec import padded
 from milepost.checkpoint.envelope import FIRST_BLOCK, TRAILER_BYTES, Trailer, header
 from milepost.checkpoint.job import SaveJob, TensorEntry
 from milepost.checkpoint.manifest import Manifest, Region, StoredTensor, manifest_text
-from milepost.checkpoint.parallel import share_out
 from milepost.checkpoint.plain_values import Node
 from milepost.checkpoint.regions import Source, lay_out
 from milepost.checkpoint.tree import encode_tree
@@ -61,9 +59,8 @@ def write_container(file: NewFile, job: SaveJob, arena: memoryview, *, threads: 
     for path in job.side_files:
         layout.embed(SIDE_FILE + os.path.basename(path), _read(path))
     file.preallocate(sum(padded(source.nbytes, ALIGNMENT) for source in layout.sources))
-    digests = _digests(layout.memory, threads)
     writer = BlockWriter(file, start=FIRST_BLOCK, compression=job.compression)
-    writer.write(layout.sources, threads=threads)
+    digests = writer.write(layout, threads=threads)
     manifest = Manifest(
         run=_facts(job),
         tree=tree,
@@ -81,18 +78,6 @@ def _read(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise storage_error(error, "reading", path) from error
-
-
-def _digests(memory: list[Bytes], threads: int) -> list[int]:
-    """xxh3_128 of each tensor."""
-    digests = [0] * len(memory)
-
-    def hash_shares(shares: Iterator[tuple[int, Bytes]]) -> None:
-        for index, content in shares:
-            digests[index] = xxhash.xxh3_128_intdigest(content.data)
-
-    share_out(list(enumerate(memory)), hash_shares, threads=threads)
-    return digests
 
 
 def _region(source: Source) -> Region:

@@ -7,11 +7,12 @@ share memory (tied weights, views) are windows of one region, so that the memory
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from milepost.checkpoint.codec import BLOCK_BYTES, RAW, Bytes
+from milepost.checkpoint.codec import BLOCK_BYTES, RAW, BlockCodec, Bytes
 from milepost.checkpoint.dtypes import DTYPES
 from milepost.checkpoint.job import TensorEntry
 from milepost.checkpoint.manifest import Block, block_count, span_of
@@ -39,6 +40,7 @@ class Source:
     nbytes: int = 0
     plan: str = RAW
     blocks: list[Block | None] = field(default_factory=list)
+    _planning: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, piece: Bytes) -> int:
         """Append memory; returns where it starts in the region."""
@@ -47,6 +49,12 @@ class Source:
         self.nbytes += len(piece)
         self.blocks = [None] * block_count(self.nbytes)
         return start
+
+    def make_plan(self, codec: BlockCodec) -> None:
+        """Fill in ``plan`` from a sample, unless another thread has done so."""
+        with self._planning:
+            if self.plan == RAW:
+                self.plan = codec.plan(self.block(len(self.blocks) // 2), self.width)
 
     def block(self, index: int) -> Bytes:
         """The bytes of one block."""
