@@ -14,7 +14,6 @@ none it is kept in ``checkpoints.json`` alone, and a rebuilt one counts the file
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -26,10 +25,11 @@ from typing import Any
 from milepost.checkpoint.reading import open_checkpoint
 from milepost.core.errors import CorruptDataError, MilepostError
 from milepost.core.records import CheckpointInfo
+from milepost.core.saying import logger
 from milepost.io.durable import replace_file
 from milepost.io.locks import exclusive
 
-__all__ = ["CATALOG", "Damaged", "Scan", "as_fields", "from_fields", "mark_verified", "refresh", "scan", "sidecar_of"]
+__all__ = ["CATALOG", "Damaged", "Scan", "as_fields", "from_fields", "mark_verified", "refresh", "scan", "sidecar_of", "text_of"]
 
 CATALOG = "checkpoints.json"
 _LOCK = ".checkpoints.lock"
@@ -39,7 +39,6 @@ _FOREIGN = (".pt", ".pt.gz", ".safetensors")
 _VERIFIED = "user.milepost.verified"
 _NAMES = tuple(field.name for field in fields(CheckpointInfo))
 
-_log = logging.getLogger("milepost.checkpoint")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +104,11 @@ def refresh(folder: Path, *, verified: Collection[str] = ()) -> Scan:
             known = _known_entries(folder)
             found = _scan(folder, known, frozenset(verified))
             entries = _as_entries(found.infos)
-            if entries != list(known.values()) or not (folder / CATALOG).exists():
-                text = json.dumps({"format": 0, "checkpoints": entries}, indent=1, ensure_ascii=False, allow_nan=False)
-                replace_file(folder / CATALOG, f"{text}\n".encode())
+            if _finite(entries) != list(known.values()) or not (folder / CATALOG).exists():
+                replace_file(folder / CATALOG, text_of({"format": 0, "checkpoints": entries}).encode())
             return found
     except MilepostError as error:
-        _log.warning("%s was not brought up to date: %s", folder / CATALOG, error)
+        logger.warning("%s was not brought up to date: %s", folder / CATALOG, error)
         return _scan(folder, _known_entries(folder), frozenset(verified))
 
 
@@ -208,7 +206,7 @@ def _from_sidecar(path: Path) -> CheckpointInfo:
 def _as_entries(infos: Collection[CheckpointInfo]) -> list[dict[str, Any]]:
     entries = []
     for info in infos:
-        entry = as_fields(info) | {"metrics": _texts(info.metrics), "mtime_ns": info.path.stat().st_mtime_ns}
+        entry = as_fields(info) | {"mtime_ns": info.path.stat().st_mtime_ns}
         del entry["path"]  # the folder may move
         entries.append(entry)
     return entries
@@ -217,20 +215,20 @@ def _as_entries(infos: Collection[CheckpointInfo]) -> list[dict[str, Any]]:
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def _texts(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no word for what is not finite."""
-    return {name: _text_of(value) if _is_not_finite(value) else value for name, value in metrics.items()}
+def text_of(content: dict[str, Any]) -> str:
+    """JSON for people and programs; it has no word for a number that is not finite, so those become texts."""
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _is_not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def _text_of(value: float) -> str:
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value for name, value in metrics.items()
-    }
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers(part) for key, part in value.items()}
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value

@@ -10,7 +10,6 @@ by whoever waits for that very save.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import threading
@@ -33,6 +32,7 @@ from milepost.core.config import ExperimentConfig
 from milepost.core.errors import CorruptDataError, InvalidCallError, InvalidInputError, MilepostError, StorageError
 from milepost.core.events import Noticed
 from milepost.core.records import CheckpointInfo, LoadReport
+from milepost.core.saying import say
 from milepost.io.durable import storage_error
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelCheckpointer"]
 
-_log = logging.getLogger("milepost.checkpoint")
 _EXTENSIONS = {"milepost": ".milepost", "pt": ".pt", "pt.gz": ".pt.gz", "safetensors": ".safetensors"}
 
 
@@ -57,7 +56,7 @@ class ModelCheckpointer:
         rank: Which rank of a distributed training this is; ranks above 0 only add what they have for themselves.
         world_size: How many ranks there are.
         attempt: Which attempt of the run this is, from 1.
-        notice: Told what the user should know once; None: it is logged.
+        notice: Told what the user should know once; None: it is printed.
     """
 
     def __init__(
@@ -253,7 +252,7 @@ class ModelCheckpointer:
         if self._notice is not None:
             self._notice(Noticed(source="checkpoint", topic=topic, message=message, cure=cure))
         else:
-            _log.warning("%s: %s", message, cure) if cure else _log.warning("%s", message)
+            say(message, cure=cure)
 
     def load_checkpoint(
         self,
@@ -320,14 +319,14 @@ class ModelCheckpointer:
     def should_save(self, step: int) -> bool:
         """Whether a save is due: ``save_frequency`` steps after the last one or the resume, once after a signal.
 
-        Never at step 0, where nothing was learnt yet.
+        Never at step 0, where nothing has been learnt yet.
         """
         if self.signalled:
             self.signalled = False
             return True
         return step > 0 and step - (self._last_step or 0) >= self.config.save_frequency
 
-    def resumed_at(self, step: int) -> None:
+    def went_on_from(self, step: int) -> None:
         """Count the next saves from ``step``, the last step that the restored checkpoint had done."""
         self._last_step = step
 

@@ -11,7 +11,6 @@ longer. Nothing older goes before this one, or a newer one, was read back whole.
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Callable
@@ -21,10 +20,12 @@ from pathlib import Path
 
 from milepost.checkpoint.catalog import as_fields, mark_verified, refresh, sidecar_of
 from milepost.checkpoint.commit import commit, verify
+from milepost.checkpoint.foreign import verify_foreign
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule, decide
 from milepost.core.events import CheckpointChanged
 from milepost.core.records import CheckpointInfo
+from milepost.core.saying import logger
 from milepost.io.durable import replace_file
 
 __all__ = ["RANK_FORMAT", "finish_save", "side_file"]
@@ -33,8 +34,6 @@ __all__ = ["RANK_FORMAT", "finish_save", "side_file"]
 RANK_FORMAT = "rank"
 _RANKS_TIMEOUT = 60.0
 _RANK_OF = re.compile(r"\.rank(\d+)$")
-
-_log = logging.getLogger("milepost.checkpoint")
 
 
 def side_file(path: Path, rank: int) -> Path:
@@ -78,11 +77,18 @@ def finish_save(
     refresh(path.parent)
     reason = f"random numbers and data position of rank {missing} are not in it" if missing else ""
     report(_change("committed", info, reason))
-    verify(path)
+    _read_back(path, job.format)
     mark_verified(path)
     report(_change("verified", info))
     _let_go(job, rule, report)
     return replace(info, verified=True)
+
+
+def _read_back(path: Path, kind: str) -> None:
+    if kind == "milepost":
+        verify(path)
+    else:
+        verify_foreign(path)
 
 
 def _change(action: str, info: CheckpointInfo, reason: str = "") -> CheckpointChanged:
@@ -111,7 +117,7 @@ def _let_go(job: SaveJob, rule: RetentionRule, report: Callable[[CheckpointChang
         except FileNotFoundError:
             continue
         except OSError as error:
-            _log.warning("%s stays, though %s: %s", decision.info.path, decision.reason, error)
+            logger.warning("%s stays, though %s: %s", decision.info.path, decision.reason, error)
             continue
         with suppress(OSError):
             sidecar_of(decision.info.path).unlink()

@@ -19,13 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from milepost.checkpoint.model_state import capture_model, named_modules, named_tensors
+from milepost.checkpoint.model_state import capture_model, describe_model, named_modules, named_tensors
 from milepost.checkpoint.optimizer_state import capture_optimizer, is_optimizer, parameter_labels
-from milepost.checkpoint.position import capture_position
+from milepost.checkpoint.position import capture_position, position_note
 from milepost.checkpoint.rng import capture_generator, capture_rng
+from milepost.checkpoint.snapshot import measure
 from milepost.core.errors import InvalidCallError
 
-__all__ = ["capture", "capture_rank", "facts_of", "is_generator", "outside_model", "parameter_names", "require_types"]
+__all__ = [
+    "capture",
+    "capture_rank",
+    "describe_model",
+    "facts_of",
+    "is_generator",
+    "outside_model",
+    "parameter_names",
+    "require_types",
+    "walk",
+]
 
 
 def capture(
@@ -67,6 +78,29 @@ def capture(
     state |= capture_rank(loader)
     state["facts"] = facts_of(model, optimizer, scheduler)
     return state
+
+
+def walk(
+    model: nn.Module,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    *,
+    scaler: Any = None,
+    loader: Any = None,
+    extra: Mapping[str, Any] | None = None,
+) -> tuple[str, ...]:
+    """Go through everything once, as a save would, so that what cannot be saved fails before the training.
+
+    Returns:
+        What a resume will not restore, one sentence each.
+
+    Raises:
+        InvalidInputError: Something cannot be saved; the message names its place.
+        InvalidCallError: An argument is of the wrong type.
+    """
+    measure(capture(model, optimizer, scheduler, scaler=scaler, loader=loader, extra=extra))
+    note = position_note(loader)
+    return () if note is None else (note,)
 
 
 def capture_rank(loader: Any = None) -> dict[str, Any]:

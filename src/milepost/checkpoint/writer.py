@@ -9,7 +9,6 @@ newest committed checkpoint remains.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
@@ -25,10 +24,10 @@ from milepost.checkpoint.retention import RetentionRule
 from milepost.core.errors import GaveUpWaitingError, MilepostError, StorageError
 from milepost.core.events import CheckpointChanged
 from milepost.core.records import CheckpointInfo
+from milepost.core.saying import say
 
 __all__ = ["CheckpointWriter", "InlineWriter", "PendingSave"]
 
-_log = logging.getLogger("milepost.checkpoint")
 _writers: weakref.WeakSet[InlineWriter] = weakref.WeakSet()
 
 
@@ -177,7 +176,7 @@ class InlineWriter:
     def _failed(self, job: SaveJob, pending: PendingSave, error: MilepostError) -> None:
         pending.fail(error)
         if self._report is None:
-            _log.warning("checkpoint of step %d was not saved: %s", job.step, error)
+            say(f"checkpoint of step {job.step} was not saved: {error.what}", cure=error.cure)
             return
         self._report(
             CheckpointChanged(step=job.step, action="failed", filename=pending.path.name, reason=str(error))
