@@ -115,7 +115,9 @@ class Duties:
         facts = TrainerFacts(**self._hello.facts)
         fields: dict[str, Any] = {"environment": capture(facts)}
         if self._hello.settings.get("capture_code", True):
-            fields["code"] = capture_code(facts.cwd, self.layout.code, script=facts.script).to_dict()
+            layout = self.layout
+            ours = (layout.experiment_dir, layout.checkpoint_dir, layout.logs_dir, layout.metrics_dir)
+            fields["code"] = capture_code(facts.cwd, layout.code, script=facts.script, leave_out=ours).to_dict()
         self.record(Described(fields=fields))
 
     # ---------------------------------------------------------------- checkpoints

@@ -9,7 +9,6 @@ again, so every line stands there once.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,20 +16,11 @@ from typing import Any
 from milepost.core.events import Described, Line, Metrics, StatusChanged
 from milepost.runs.console import append_console_log
 from milepost.runs.layout import RunLayout
-from milepost.runs.projections import write_metadata
+from milepost.runs.projections import read_metadata, write_metadata
 from milepost.runs.scan import LoggedRecord
 from milepost.trackers.protocol import RunDescription
 
-__all__ = ["RecordKeeper", "read_metadata"]
-
-
-def read_metadata(layout: RunLayout) -> dict[str, Any]:
-    """``metadata.json`` as it stands; empty if it is absent or damaged (it is rebuilt from the log at the end)."""
-    try:
-        content = json.loads(layout.metadata.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+__all__ = ["RecordKeeper"]
 
 
 class RecordKeeper:

@@ -90,7 +90,7 @@ class Run:
         self.checkpointer = checkpointer
         self._layout = layout
         self._config = config
-        self._log: LogWriter | DirectLog = log
+        self._log: LogWriter | DirectLog | WorkerRun = log
         self._release_log = release_log
         self._companion = companion
         self._stop = stop
@@ -104,7 +104,7 @@ class Run:
             self._console.install()
         listen(self)
         watch_signals(resumption.signals)
-        _survive_forks(self)
+        _forkable.add(self)
 
     # ---------------------------------------------------------------- log
 
@@ -251,7 +251,7 @@ class Run:
         if point.checkpoint is not None:
             self._append(self._resumption.rewound(point.checkpoint))
             self._log.last_step = point.checkpoint.step
-            self.checkpointer.went_on_from(point.checkpoint.step)
+            self.checkpointer.resumed_at(point.checkpoint.step)
         self._resumption.announce(self.id, self.attempt, point)
         return point
 
@@ -310,7 +310,7 @@ class Run:
 
     def _describe_model_once(self, model: Any) -> None:
         if not self._described_model:
-            from milepost.checkpoint.state import describe_model
+            from milepost.checkpoint.model_state import describe_model
 
             self._described_model = True
             self._append(Described(fields={"model": describe_model(model)}))
@@ -429,7 +429,7 @@ class Run:
         """The child gets a log of its own; the parent's memory and socket are let go of (hook of ``os.fork``)."""
         self._companion.leave_child()
         self._child = WorkerRun.open(self._layout.to_dict(), self.attempt, self._resumption.rank)
-        self._log = self._child.open_log_later()
+        self._log = self._child
         if self._console is not None:
             self._console.remove()
 
@@ -454,12 +454,10 @@ def _command() -> str:
 _forkable: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
-def _survive_forks(run: Run) -> None:
-    if not _forkable and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
-    _forkable.add(run)
-
-
 def _after_fork() -> None:
     for run in list(_forkable):
         run.in_forked_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

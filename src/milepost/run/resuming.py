@@ -70,11 +70,15 @@ class Resumption:
             InvalidInputError: Something cannot be saved, or does not fit the checkpoint.
             CorruptDataError: There are checkpoints and none is sound.
         """
+        from milepost.checkpoint.position import position_note
         from milepost.checkpoint.restore import resume_objects
-        from milepost.checkpoint.state import walk
+        from milepost.checkpoint.snapshot import walk
+        from milepost.checkpoint.state import capture
 
         objects = {"scaler": scaler, "loader": loader, "extra": extra}
-        notes = walk(model, optimizer, scheduler, **objects)
+        walk(capture(model, optimizer, scheduler, **objects))
+        note = position_note(loader)
+        notes = [note] if note is not None else []
         candidates = [] if self.fresh else self._candidates(checkpointer)
         damaged: CorruptDataError | None = None
         for info in candidates:
@@ -91,7 +95,7 @@ class Resumption:
                 fresh=False,
                 checkpoint=info,
                 lost_steps=max(0, (self.last_step if self.last_step is not None else info.step) - info.step),
-                notes=tuple(notes) + tuple(report.notes),
+                notes=tuple(dict.fromkeys([*notes, *report.notes])),
             )
         if damaged is not None:
             raise damaged

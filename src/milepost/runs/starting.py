@@ -22,9 +22,10 @@ from milepost.core.config import ExperimentConfig
 from milepost.core.errors import ConflictError, InvalidInputError, NotFoundError
 from milepost.core.names import is_safe_id, safe_name, timestamp
 from milepost.runs.layout import RunLayout
+from milepost.runs.projections import read_metadata
 from milepost.runs.state import RunState, run_state
 
-__all__ = ["ResumeIdentity", "differing_keys", "find_run", "metadata_of", "reserve_run", "resume_identity", "wait_until_idle"]
+__all__ = ["ResumeIdentity", "differing_keys", "find_run", "reserve_run", "resume_identity", "wait_until_idle"]
 
 _LONGEST_WAIT = 30.0
 
@@ -112,21 +113,13 @@ def _newest_first(config: ExperimentConfig) -> list[RunLayout]:
 
 
 def _started(layout: RunLayout) -> tuple[float, str]:
-    metadata = metadata_of(layout)
+    metadata = read_metadata(layout)
     started = metadata.get("start_time")
     return (float(started) if isinstance(started, (int, float)) else 0.0, layout.experiment_id)
 
 
-def metadata_of(layout: RunLayout) -> dict[str, Any]:
-    try:
-        content = json.loads(layout.metadata.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _matches(layout: RunLayout, identity: ResumeIdentity) -> bool:
-    return metadata_of(layout).get("resume_identity") == asdict(identity) and run_state(layout).status != "completed"
+    return read_metadata(layout).get("resume_identity") == asdict(identity) and run_state(layout).status != "completed"
 
 
 def wait_until_idle(layout: RunLayout, told: Callable[[str], None], *, longest: float = _LONGEST_WAIT) -> RunState:

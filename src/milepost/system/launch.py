@@ -17,7 +17,6 @@ from datetime import datetime
 from typing import Any
 
 from milepost.checkpoint.checkpointer import ModelCheckpointer
-from milepost.checkpoint.retention import RetentionRule
 from milepost.companion.client import CompanionProcess
 from milepost.companion.inline import InlineCompanion
 from milepost.companion.messages import Hello
@@ -37,10 +36,9 @@ from milepost.run.resuming import Resumption
 from milepost.runs.deferred import DeviceValues
 from milepost.runs.layout import RunLayout
 from milepost.runs.log import ClockKeeper, DirectLog, LogWriter, begin_log
-from milepost.runs.projections import write_metadata
+from milepost.runs.projections import read_metadata, write_metadata
 from milepost.runs.segment import new_log_id
 from milepost.runs.starting import differing_keys, find_run, reserve_run, resume_identity, wait_until_idle
-from milepost.runs.starting import metadata_of as read_metadata
 from milepost.system.request import StartRequest, script_of_this_process
 
 __all__ = ["launch"]
@@ -122,7 +120,7 @@ def _continue(layout: RunLayout, request: StartRequest) -> tuple[_Begun, _OpenLo
             attempt=state.attempt + 1,
             stamp=_stamp(),
             fresh=False,
-            last_step=state.last_step,
+            last_step=state.last_step if state.last_step >= 0 else None,
             tags=tags + [tag for tag in request.tags if tag not in tags],
         ),
         opened,
@@ -172,7 +170,8 @@ def _companion_settings(config: ExperimentConfig) -> dict[str, Any]:
     """What the companion, and later ``milepost doctor``, must know of the configuration."""
     return {
         "wandb_project": config.wandb_project,
-        "tensorboard": config.tensorboard_dir is not None,
+        "tensorboard_dir": config.tensorboard_dir,
+        "trackers": [tracker for tracker in config.trackers if isinstance(tracker, str)],
         "max_checkpoints": config.max_checkpoints,
         "best_metric": config.best_metric,
         "best_mode": config.best_mode,
@@ -200,7 +199,7 @@ def _assemble(
     layout: RunLayout,
     opened: _OpenLog,
 ) -> Run:
-    stop = StopAgreement(ranks)
+    stop = StopAgreement(ranks, f"{begun.experiment_id}-{begun.attempt}")
     hello = _hello(config, layout, opened, begun, ranks)
     log, companion = _log_and_companion(config, layout, opened, hello, stop)
     checkpointer = ModelCheckpointer(
@@ -210,6 +209,7 @@ def _assemble(
         writer=companion.writer,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        attempt=begun.attempt,
     )
     if ranks.rank == 0:
         fields = _description(config, request, layout) if begun.fresh else {}
@@ -291,12 +291,3 @@ def _log_and_companion(
 def _tell_bad_value(name: str, kind: str, value: object) -> None:
     del value
     say(f"the metric {name!r} is skipped: it is no number but {kind} (said once)")
-
-
-def retention_rule(settings: dict[str, Any]) -> RetentionRule:
-    """What retention keeps, by the settings of a run."""
-    return RetentionRule(
-        keep_newest=settings["max_checkpoints"],
-        best_metric=settings["best_metric"],
-        best_mode=settings["best_mode"],
-    )

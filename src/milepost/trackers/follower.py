@@ -121,6 +121,17 @@ class Follower:
             self._hanging_said = True
             self._say("hanging", f"{self.name} has not answered for {self._waiting():.0f} s", _CATCHES_UP)
 
+    def hurry(self) -> None:
+        """The log is complete: deliver the rest and tell the guest the end. Never waits."""
+        self._finishing = True
+        self._wake.set()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the thread, at most ``seconds``; True once it has ended, with everything delivered or not."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def finish(self, deadline: float) -> bool:
         """Deliver the rest and tell the guest the end.
 
@@ -130,10 +141,8 @@ class Follower:
         Returns:
             Whether the guest has everything. If not, its thread may still be running; it is a daemon.
         """
-        self._finishing = True
-        self._wake.set()
-        if self._thread.ident is not None:
-            self._thread.join(max(0.0, deadline - time.monotonic()))
+        self.hurry()
+        self.join(max(0.0, deadline - time.monotonic()))
         if self._phase == "finished":
             return True
         if not self._error and not self._hanging_said:

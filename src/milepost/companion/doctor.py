@@ -1,0 +1,164 @@
+"""What was left behind, and can it be finished now?
+
+``milepost doctor`` looks at every run that nobody works on: it records the end of runs that died together with their
+companion, lets guests catch up from their cursors, makes the projections again, and removes what only a dead process
+could have needed. It never deletes data. Doing it twice changes nothing the second time.
+
+**On crash**: each step is whole or not done; the next call goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from milepost.checkpoint.catalog import refresh
+from milepost.checkpoint.commit import remove_stale_temporaries
+from milepost.companion.duties import Duties
+from milepost.companion.messages import FromCompanion, Hello
+from milepost.core.errors import MilepostError
+from milepost.core.events import StatusChanged
+from milepost.io.locks import is_held
+from milepost.runs.layout import RunLayout
+from milepost.runs.projections import read_metadata
+from milepost.runs.state import RunState, run_state
+from milepost.runs.store import Store
+from milepost.trackers.cursor import load_cursor
+from milepost.trackers.registry import guests_for
+
+__all__ = ["Finding", "examine"]
+
+_PATIENCE_WITH_GUESTS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was not as it should be.
+
+    Attributes:
+        run: The run's id; empty for what belongs to no run.
+        what: What was found.
+        done: What was done about it; empty if nothing could be, or nothing was to be changed.
+        cure: What is left for a person to do.
+    """
+
+    run: str
+    what: str
+    done: str = ""
+    cure: str = ""
+
+
+def examine(store: Store, report: Callable[[Finding], None], *, dry_run: bool = False) -> list[Finding]:
+    """Look at every run of the store and finish what can be finished.
+
+    Args:
+        store: Whose runs.
+        report: Told each finding as it is made.
+        dry_run: Only look.
+    """
+    findings: list[Finding] = []
+
+    def found(finding: Finding) -> None:
+        findings.append(finding)
+        report(finding)
+
+    layouts = [run.layout for run in store.runs()]
+    for layout in layouts:
+        try:
+            _examine_run(layout, found, dry_run=dry_run)
+        except (MilepostError, OSError) as error:
+            found(Finding(run=layout.experiment_id, what=f"could not be examined ({error})", cure="see the message"))
+    for folder in sorted({layout.checkpoints for layout in layouts}):
+        _examine_checkpoints(folder, found, dry_run=dry_run)
+    return findings
+
+
+def _examine_run(layout: RunLayout, found: Callable[[Finding], None], *, dry_run: bool) -> None:
+    state = run_state(layout)
+    if state.live or state.status == "unsure":
+        return
+    unfinished = [guest for guest in _guests(layout) if not load_cursor(layout.cursor(guest)).closed]
+    died = state.source == "lock"  # nobody wrote it down: it was derived from a lock that nobody holds
+    missing = [path.name for path in (layout.summary, layout.metrics_json) if not path.exists()]
+    locks = [path for path in layout.log.glob("*.lock") if not is_held(path)]
+    if died:
+        found(_finding(layout, f"died at step {state.last_step}, nobody recorded it", "recorded as killed", dry_run))
+    if missing:
+        found(_finding(layout, f"{' and '.join(missing)} not written", "written from the log", dry_run))
+    if not dry_run and (died or missing or unfinished):
+        left = _finish(layout, state, died=died)
+        for guest in unfinished:
+            done = "" if guest in left else "it has everything now"
+            cure = "see the notice above; run `milepost doctor` again" if guest in left else ""
+            found(Finding(run=layout.experiment_id, what=f"{guest} has not taken all of it", done=done, cure=cure))
+    elif unfinished:
+        found(Finding(run=layout.experiment_id, what=f"{', '.join(unfinished)} have not taken all of it"))
+    if locks:
+        found(_finding(layout, f"{len(locks)} lock files of dead processes", "removed", dry_run))
+        for path in locks if not dry_run else []:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _finding(layout: RunLayout, what: str, done: str, dry_run: bool) -> Finding:
+    return Finding(run=layout.experiment_id, what=what, done="" if dry_run else done)
+
+
+def _guests(layout: RunLayout) -> list[str]:
+    return ["record", *(plan.name for plan in guests_for(_guest_settings(layout)))]
+
+
+def _guest_settings(layout: RunLayout) -> dict[str, object]:
+    settings = read_metadata(layout).get("settings")
+    return dict(settings) if isinstance(settings, dict) else {}
+
+
+def _finish(layout: RunLayout, state: RunState, *, died: bool) -> list[str]:
+    """Do what the companion would have done; the guests that are still behind afterwards."""
+    told: list[FromCompanion] = []
+    duties = Duties(_hello_of(layout, state), told.append, role="doctor")
+    try:
+        if died:
+            duties.record(
+                StatusChanged(status="killed", reason="the process and its companion died", source="doctor")
+            )
+        duties.start()
+        return duties.finish(time.monotonic() + _PATIENCE_WITH_GUESTS, lambda text: None)
+    finally:
+        duties.close()
+
+
+def _hello_of(layout: RunLayout, state: RunState) -> Hello:
+    """What the dead trainer would have said, without facts: the environment is gone."""
+    return Hello(
+        layout=layout.to_dict(),
+        settings={"max_checkpoints": 1, "best_metric": None, "best_mode": "min"} | _guest_settings(layout),
+        log_id=b"\0" * 16,
+        host="",
+        boot_id="",
+        pid=0,
+        start_time=0.0,
+        attempt=state.attempt,
+        rank=0,
+        world_size=1,
+        facts={},
+        started=True,
+    )
+
+
+def _examine_checkpoints(folder: Path, found: Callable[[Finding], None], *, dry_run: bool) -> None:
+    if not folder.is_dir():
+        return
+    stale = [name for name in os.listdir(folder) if name.startswith(".checkpoint_") and name.endswith(".tmp")]
+    if dry_run:
+        if stale:
+            found(Finding(run="", what=f"{len(stale)} unfinished checkpoint files in {folder}"))
+        return
+    removed = remove_stale_temporaries(folder)
+    if removed:
+        found(Finding(run="", what=f"{len(removed)} unfinished checkpoint files in {folder}", done="removed"))
+    refresh(folder)

@@ -1,0 +1,58 @@
+"""Runs a small training script as a user would: as a file, in an empty folder, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+class Script:
+    """A script that is running; it prints a line when it has reached a point that the test waits for."""
+
+    def __init__(self, folder: Path, body: str, *, name: str = "train.py", **environment: str) -> None:
+        path = folder / name
+        path.write_text(textwrap.dedent(body))
+        self.process = subprocess.Popen(
+            [sys.executable, str(path)],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1"} | environment,
+        )
+
+    def wait_for_line(self, wanted: str) -> list[str]:
+        """Lines printed up to and including the one that starts with ``wanted``."""
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line.rstrip("\n"))
+            if line.startswith(wanted):
+                return seen
+        raise AssertionError(f"the script ended without {wanted!r}: {seen} {self.finish()[1]}")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send the signal and wait for the end."""
+        self.process.send_signal(number)
+        self.finish()
+
+    def finish(self) -> tuple[str, str]:
+        """What it printed after the last line read, once it has ended."""
+        return self.process.communicate(timeout=120)
+
+    @property
+    def exit_code(self) -> int:
+        return self.process.wait(120)
+
+
+def run_script(folder: Path, body: str, **environment: str) -> tuple[str, str, int]:
+    """Run a script to its end; what it printed, its messages, its exit code."""
+    script = Script(folder, body, **environment)
+    out, err = script.finish()
+    return out, err, script.exit_code
