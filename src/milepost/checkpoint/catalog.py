@@ -6,7 +6,7 @@ Files of foreign formats describe themselves in a small file beside them, ``.<fi
 
 **Invariants**: deleting or damaging ``checkpoints.json`` loses nothing; it is rebuilt to the same content. That a file
 was verified is kept with the file, in an extended attribute, and ends when the file changes. (Where the file system has
-none it is kept in ``checkpoints.json`` alone, and a rebuilt one counts the files as not verified, which removes nothing.)
+none it is kept in ``checkpoints.json`` alone; a rebuilt one counts the files as not verified, which removes nothing.)
 
 **On crash**: the old ``checkpoints.json`` or the new one.
 """
@@ -29,7 +29,18 @@ from milepost.core.saying import logger
 from milepost.io.durable import replace_file
 from milepost.io.locks import exclusive
 
-__all__ = ["CATALOG", "Damaged", "Scan", "as_fields", "from_fields", "mark_verified", "refresh", "scan", "sidecar_of", "text_of"]
+__all__ = [
+    "CATALOG",
+    "Damaged",
+    "Scan",
+    "as_fields",
+    "from_fields",
+    "mark_verified",
+    "refresh",
+    "scan",
+    "sidecar_of",
+    "text_of",
+]
 
 CATALOG = "checkpoints.json"
 _LOCK = ".checkpoints.lock"
@@ -38,7 +49,6 @@ _NATIVE = ".milepost"
 _FOREIGN = (".pt", ".pt.gz", ".safetensors")
 _VERIFIED = "user.milepost.verified"
 _NAMES = tuple(field.name for field in fields(CheckpointInfo))
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ by whoever waits for that very save.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -21,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milepost.checkpoint.arguments import TrainingObjects, checked_epoch, checked_metrics, checked_step
 from milepost.checkpoint.catalog import Scan, scan
 from milepost.checkpoint.finishing import RANK_FORMAT, side_file
 from milepost.checkpoint.job import SaveJob
@@ -29,7 +29,7 @@ from milepost.checkpoint.saved_path import SavedPath
 from milepost.checkpoint.selection import Selector, of_experiment, select, sound_ones
 from milepost.checkpoint.writer import CheckpointWriter, InlineWriter, PendingSave
 from milepost.core.config import ExperimentConfig
-from milepost.core.errors import CorruptDataError, InvalidCallError, InvalidInputError, MilepostError, StorageError
+from milepost.core.errors import CorruptDataError, InvalidInputError, MilepostError, StorageError
 from milepost.core.events import Noticed
 from milepost.core.records import CheckpointInfo, LoadReport
 from milepost.core.saying import say
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelCheckpointer"]
 
+_LOADED = ("model", "optimizer", "scheduler", "scaler", "extra")
 _EXTENSIONS = {"milepost": ".milepost", "pt": ".pt", "pt.gz": ".pt.gz", "safetensors": ".safetensors"}
 
 
@@ -96,7 +97,7 @@ class ModelCheckpointer:
             keep_newest=config.max_checkpoints, best_metric=config.best_metric, best_mode=config.best_mode
         )
 
-    def save_checkpoint(
+    def save_checkpoint(  # noqa: PLR0917 - the mission's signature
         self,
         model: nn.Module,
         optimizer: Any = None,
@@ -135,18 +136,19 @@ class ModelCheckpointer:
             StorageError: An earlier save failed and ``on_save_error`` is ``"raise"``.
         """
         started = time.perf_counter()
-        from milepost.checkpoint.state import require_types
-
-        require_types(model, optimizer, scheduler, scaler, loader, extra)
-        step = self._checked_step(step)
-        job = self._job(step, _checked_epoch(epoch), checked_metrics(metrics), is_best=bool(is_best), pinned=bool(pin))
+        objects = TrainingObjects(
+            model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, loader=loader, extra=extra
+        )
+        objects.check()
+        step = self._next_step if step is None else checked_step(step)
+        job = self._job(step, checked_epoch(epoch), checked_metrics(metrics), is_best=bool(is_best), pinned=bool(pin))
         with self._lock:
             self._raise_earlier()
             self._note_position(loader)
             pending = PendingSave(Path(job.path), step)
             try:
                 self._make_folder()
-                pending = self._stage(job, started, model, optimizer, scheduler, scaler, loader, extra)
+                pending = self._stage(job, started, objects)
             except StorageError as error:
                 pending.fail(error)
                 self._say(f"failed-{step}", f"checkpoint of step {step} was not saved: {error.what}", error.cure)
@@ -154,24 +156,14 @@ class ModelCheckpointer:
             self._counts[step] = self._counts.get(step, 0) + 1
         return SavedPath.of(pending, job.path)
 
-    def _stage(
-        self,
-        job: SaveJob,
-        started: float,
-        model: nn.Module,
-        optimizer: Any,
-        scheduler: Any,
-        scaler: Any,
-        loader: Any,
-        extra: Mapping[str, Any] | None,
-    ) -> PendingSave:
-        from milepost.checkpoint.state import capture, capture_rank
+    def _stage(self, job: SaveJob, started: float, objects: TrainingObjects) -> PendingSave:
+        from milepost.checkpoint.state import capture_rank, state_of
 
         arena = self._writer.arena()
         if self._rank:
-            job = self._rank_job(job, capture_rank(loader))
+            job = self._rank_job(job, capture_rank(objects.loader))
             return self._writer.submit(job, arena)
-        state = capture(model, optimizer, scheduler, scaler=scaler, loader=loader, extra=extra)
+        state = state_of(objects)
         staged = self._stager.stage(state, arena)
         job = replace(
             job,
@@ -192,9 +184,7 @@ class ModelCheckpointer:
             job, path=str(path), format=RANK_FORMAT, tree=text_of(state), contents=list(state), timestamp=time.time()
         )
 
-    def _job(
-        self, step: int, epoch: float | None, metrics: dict[str, Any], *, is_best: bool, pinned: bool
-    ) -> SaveJob:
+    def _job(self, step: int, epoch: float | None, metrics: dict[str, Any], *, is_best: bool, pinned: bool) -> SaveJob:
         again = self._counts.get(step, 0)
         name = f"checkpoint_{self._stamp}_{step}{f'-{again + 1}' if again else ''}{'_best' if is_best else ''}"
         path = self.folder / f"{name}{_EXTENSIONS[self.config.checkpoint_format]}"
@@ -215,15 +205,9 @@ class ModelCheckpointer:
             attempt=self._attempt,
         )
 
-    def _checked_step(self, step: int | None) -> int:
-        if step is None:
-            return 0 if self._last_step is None else self._last_step + 1
-        if isinstance(step, bool) or not hasattr(step, "__index__"):
-            raise InvalidCallError(f"step is {step!r}", cure="give the number of the last step that was done")
-        step = step.__index__()
-        if step < 0:
-            raise InvalidInputError(f"step is {step}", cure="give the number of the last step that was done, 0 or more")
-        return step
+    @property
+    def _next_step(self) -> int:
+        return 0 if self._last_step is None else self._last_step + 1
 
     def _make_folder(self) -> None:
         try:
@@ -287,15 +271,13 @@ class ModelCheckpointer:
             InvalidInputError: It does not fit; nothing was changed.
         """
         from milepost.checkpoint.restore import restore
-        from milepost.checkpoint.state import require_types
 
-        if model is not None:
-            require_types(model, optimizer, scheduler, scaler, None, extra)
+        objects = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, extra=extra)
+        objects.check(needs_model=False)
         self._settle()
-        given = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "extra": extra}
-        parts = {part for part, value in given.items() if value is not None}
-        loaded, notes = self._load(checkpoint_path, parts | {"parameters"}, fallback=fallback)
-        restored = restore(loaded.state, model, optimizer, scheduler, scaler=scaler, extra=extra, strict=strict)
+        parts = {part for part in _LOADED if getattr(objects, part) is not None} | {"parameters"}
+        loaded, notes = self._load(checkpoint_path, parts, fallback=fallback)
+        restored = restore(loaded.state, objects, strict=strict)
         info = loaded.info
         return LoadReport(
             info=info,
@@ -326,7 +308,7 @@ class ModelCheckpointer:
             return True
         return step > 0 and step - (self._last_step or 0) >= self.config.save_frequency
 
-    def went_on_from(self, step: int) -> None:
+    def resumed_at(self, step: int) -> None:
         """Count the next saves from ``step``, the last step that the restored checkpoint had done."""
         self._last_step = step
 
@@ -372,42 +354,6 @@ class ModelCheckpointer:
             except CorruptDataError as error:
                 notes.append(f"{info.filename} is damaged and was left out ({error.what})")
         raise damage
-
-
-def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``metrics`` as plain values: numbers, texts, None; scalars of torch and NumPy become numbers.
-
-    Raises:
-        InvalidCallError: It is no mapping of names.
-        InvalidInputError: A value is neither number nor text.
-    """
-    if metrics is None:
-        return {}
-    if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
-        raise InvalidCallError(
-            f"metrics is of type {type(metrics).__name__}", cure='give a dict of names and numbers, {"loss": 0.3}'
-        )
-    return {name: _plain_value(name, value) for name, value in metrics.items()}
-
-
-def _plain_value(name: str, value: Any) -> Any:
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain_value(f"{name}/{key}", part) for key, part in value.items()}
-    raise InvalidInputError(
-        f"metric {name!r} is of type {type(value).__name__}", cure="give a number or a short text, or leave it out"
-    )
-
-
-def _checked_epoch(epoch: Any) -> float | None:
-    if epoch is None:
-        return None
-    if isinstance(epoch, bool) or not isinstance(epoch, (int, float)) or not math.isfinite(epoch):
-        raise InvalidCallError(f"epoch is {epoch!r}", cure="give a number")
-    return epoch
 
 
 def _device_notes(device: Any) -> list[str]:

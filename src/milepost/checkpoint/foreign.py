@@ -1,8 +1,8 @@
 """How are checkpoints kept in the formats of others: ``.pt``, ``.pt.gz``, ``.safetensors``?
 
-So that others can read them: ``torch.load(path)["model"]`` and ``["optimizer"]`` go straight into ``load_state_dict``, a
-``.safetensors`` file holds the model's weights under their own names and the rest under prefixed ones. Beside that each
-holds the typed tree, as text, so that milepost restores from it as exactly as from its own format.
+So that others can read them: ``torch.load(path)["model"]`` and ``["optimizer"]`` go into ``load_state_dict`` as they
+are, a ``.safetensors`` file holds the model's weights under their own names and the rest under prefixed ones. Beside
+that each holds the typed tree, as text, so that milepost restores from it as exactly as from its own format.
 
 A foreign file is described by a small file beside it (:func:`milepost.checkpoint.catalog.sidecar_of`), which also has
 the digest of the whole file, because ``.pt`` and ``.safetensors`` have none that is always checked.
@@ -274,5 +274,3 @@ def _is_plain(value: Any) -> bool:
 
 def _damaged(path: Path, what: str) -> CorruptDataError:
     return CorruptDataError(f"{path} is damaged: {what}", cure="use another checkpoint")
-
-

@@ -1,7 +1,7 @@
 """How does a checkpoint become tensors, with or without live objects to put them into?
 
-``milepost.load`` gives a plain dict: ``model.load_state_dict(milepost.load(path)["model"])``. ``open_checkpoint`` opens a
-file of milepost's own format and reads single tensors. Restoring a training starts with :func:`load_state`.
+``milepost.load`` gives a plain dict: ``model.load_state_dict(milepost.load(path)["model"])``. ``open_checkpoint`` opens
+a file of milepost's own format and reads single tensors. Restoring a training starts with :func:`load_state`.
 
 **Invariant**: a state is returned whole and verified, or not at all; so a damaged file leaves live objects untouched.
 """
@@ -168,9 +168,7 @@ def _empty(stored: StoredTensor) -> tuple[torch.Tensor, Any]:
 def _ranks(file: CheckpointFile) -> dict[int, Any]:
     """What the other ranks had for themselves."""
     return {
-        int(name.rpartition(".rank")[2]): decode_tree(
-            json.loads(file.read_side_file(name)), leaf=lambda index: index
-        )
+        int(name.rpartition(".rank")[2]): decode_tree(json.loads(file.read_side_file(name)), leaf=lambda index: index)
         for name in file.side_files
         if name.rpartition(".rank")[2].isdigit()
     }

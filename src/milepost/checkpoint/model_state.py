@@ -8,6 +8,8 @@ Refused, with their place: what would come back different. Sharded tensors, spar
 device, parameters that are not initialised yet, modules that keep state outside parameters and buffers.
 """
 
+# ruff: noqa: SLF001 - torch has no public way to see second names of a module, or which buffers persist
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -148,7 +150,7 @@ def refuse_unsupported(tensor: Tensor, place: str) -> None:
         InvalidInputError: The message names ``place`` and what it is.
     """
     kind = type(tensor)
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if torch.nn.parameter.is_lazy(tensor):
         raise _refused(place, "a parameter that has no shape yet", "run one batch through the model first")
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ or hasattr(tensor, "ds_tensor"):
         raise _refused(place, f"a tensor of type {kind.__name__}", "save a plain tensor with its full content")

@@ -19,18 +19,13 @@ from torch import Tensor
 
 from milepost.core.errors import InvalidInputError
 
-__all__ = ["capture_optimizer", "check_optimizer", "is_optimizer", "parameter_labels", "restore_optimizer"]
+__all__ = ["capture_optimizer", "check_optimizer", "parameter_labels", "restore_optimizer"]
 
 #: How the step is computed, not what it computes: the live choice stays, also because devices differ.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 #: What a scheduler moves; that it differs from the constructor's value is no news.
 _SCHEDULED = {"params", "param_names", "lr", "initial_lr", "betas", "momentum", "max_lr", "min_lr"}
 _SCHEDULED |= {"base_momentum", "max_momentum", *_IMPLEMENTATION}
-
-
-def is_optimizer(value: Any) -> bool:
-    """Whether ``value`` has parameter groups and a state, like every ``torch.optim.Optimizer``."""
-    return hasattr(value, "param_groups") and hasattr(value, "state_dict")
 
 
 def parameter_labels(optimizer: Any, names: Mapping[int, str], place: str = "optimizer") -> list[list[str]]:
@@ -93,7 +88,7 @@ def check_optimizer(
 
 def _check_shapes(values: Mapping[str, Any], parameter: Tensor, label: str) -> None:
     moment = values.get("exp_avg", values.get("momentum_buffer"))
-    if isinstance(moment, Tensor) and moment.dim() and moment.shape != parameter.shape:
+    if isinstance(moment, Tensor) and moment.dim() > 0 and moment.shape != parameter.shape:
         raise InvalidInputError(
             f"optimizer state of {label!r} has shape {tuple(moment.shape)}, the parameter {tuple(parameter.shape)}",
             cure="load into the model that was saved",
@@ -121,7 +116,9 @@ def restore_optimizer(optimizer: Any, saved: Mapping[str, Any], labels: Sequence
     """Put ``saved`` into ``optimizer``, bit for bit; :func:`check_optimizer` came before."""
     index_of = _saved_indices(saved, labels)
     exact = {
-        label: saved["state"][index] for label, index in index_of.items() if index is not None and index in saved["state"]
+        label: saved["state"][index]
+        for label, index in index_of.items()
+        if index is not None and index in saved["state"]
     }
     groups = _merged_groups(optimizer, saved)
     if _can_fill(optimizer, exact, labels) and not _has_more(optimizer, saved):
@@ -185,7 +182,7 @@ def _load(
     groups: list[dict[str, Any]],
     labels: Sequence[Sequence[str]],
 ) -> None:
-    """torch's own way: it makes what is missing, on the right devices, and runs the hooks of the optimizer."""
+    """As torch does it: it makes what is missing, on the right devices, and runs the hooks of the optimizer."""
     numbered = [label for group in labels for label in group]
     state = {index: exact[label] for index, label in enumerate(numbered) if label in exact}
     state |= {key: value for key, value in saved["state"].items() if not isinstance(key, int)}

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from milepost.checkpoint.arguments import TrainingObjects, is_optimizer
 from milepost.checkpoint.loading import LoadedState, load_state
 from milepost.checkpoint.model_state import named_tensors, restore_model, writable
-from milepost.checkpoint.optimizer_state import check_optimizer, is_optimizer, parameter_labels, restore_optimizer
+from milepost.checkpoint.optimizer_state import check_optimizer, parameter_labels, restore_optimizer
 from milepost.checkpoint.position import restore_position
 from milepost.checkpoint.rng import restore_generator, restore_rng
-from milepost.checkpoint.state import facts_of, is_generator, outside_model, parameter_names, require_types
+from milepost.checkpoint.state import facts_of, is_generator, outside_model, parameter_names
 from milepost.core.errors import InvalidInputError
 from milepost.core.records import CheckpointInfo
 
@@ -63,36 +64,26 @@ class _Targets:
     names: Mapping[int, str]
 
 
-def restore(
-    state: Mapping[str, Any],
-    model: nn.Module | None = None,
-    optimizer: Any = None,
-    scheduler: Any = None,
-    *,
-    scaler: Any = None,
-    extra: Mapping[str, Any] | None = None,
-    strict: bool = True,
-) -> Restored:
+def restore(state: Mapping[str, Any], objects: TrainingObjects, *, strict: bool = True) -> Restored:
     """Put ``state`` into the objects given.
 
     Args:
         state: As :func:`milepost.checkpoint.state.capture` made it, with its tensors on any device.
-        model: Its tensors are written in place.
-        optimizer: Matched by the names of the model's parameters; by order if no model is given.
-        scheduler: Gets its state by ``load_state_dict``.
-        scaler: Likewise.
-        extra: Named objects, as at the save.
+        objects: Tensors are written in place; the optimizer is matched by the names of the model's parameters, by
+            order if no model is given. The loader is left alone.
         strict: Refuse missing and unexpected names, and parts that were not saved; else take what fits.
 
     Raises:
         InvalidInputError: It does not fit; nothing was changed.
-        InvalidCallError: An argument is of the wrong type.
+        InvalidCallError: An object is of the wrong type.
     """
-    require_types(nn.Identity() if model is None else model, optimizer, scheduler, scaler, None, extra)
-    names = parameter_names(model, extra)
+    objects.check(needs_model=False)
     targets = _Targets(
-        model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, extra=extra or {}, names=names
+        **{part: getattr(objects, part) for part in ("model", "optimizer", "scheduler", "scaler")},
+        extra=objects.extra or {},
+        names=parameter_names(objects.model, objects.extra),
     )
+    model = targets.model
     notes = _check_parts(state, targets, strict=strict)
     restored = _check_model(model, state.get("model", {}), strict=strict) if model is not None else Restored()
     notes += _check_optimizers(state, targets, strict=strict)
@@ -286,8 +277,9 @@ def resume_objects(
         NotFoundError: There is no such file.
     """
     loaded = source if isinstance(source, LoadedState) else load_state(source)
-    restored = restore(loaded.state, model, optimizer, scheduler, scaler=scaler, extra=extra)
-    notes = [*restored.notes, *_differing_facts(loaded.state.get("facts", {}), facts_of(model, optimizer, scheduler))]
+    objects = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, extra=extra)
+    restored = restore(loaded.state, objects)
+    notes = [*restored.notes, *_differing_facts(loaded.state.get("facts", {}), facts_of(objects))]
     notes += restore_training_position(loaded.state, loader, rank=rank)
     return ResumeReport(info=loaded.info, notes=tuple(notes))
 

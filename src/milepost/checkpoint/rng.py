@@ -26,7 +26,7 @@ def capture_rng() -> dict[str, Any]:
     import torch
 
     state: dict[str, Any] = {"python": _python_state(random.getstate()), "torch": _bytes_of(torch.get_rng_state())}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = [_bytes_of(device) for device in torch.cuda.get_rng_state_all()]
     numpy = sys.modules.get("numpy")
     if numpy is not None:

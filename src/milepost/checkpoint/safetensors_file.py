@@ -137,7 +137,7 @@ def _tensor(file: io.BufferedReader, offset: int, nbytes: int) -> Any:
 
     memory = torch.empty(nbytes, dtype=torch.uint8)
     file.seek(offset)
-    if file.readinto(memory.numpy()) != nbytes:
+    if file.readinto(memory.numpy().data) != nbytes:
         raise ValueError(f"the file ends before byte {offset + nbytes}")
     return memory
 

@@ -38,7 +38,7 @@ class SavedPath(_Base):  # type: ignore[misc]
 
         @classmethod
         def _from_parsed_parts(cls, *parts: Any) -> Any:  # what ``with_segments`` replaced
-            return _Base._from_parsed_parts(*parts)
+            return _Base._from_parsed_parts(*parts)  # noqa: SLF001 - its own base class
 
     def wait(self, timeout: float | None = None) -> Path:
         """Wait for the commit; the plain path.

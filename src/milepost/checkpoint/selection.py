@@ -26,9 +26,7 @@ def of_experiment(found: Scan, experiment_id: str) -> Scan:
         return found
     return Scan(
         infos=tuple(info for info in found.infos if info.experiment_id == experiment_id),
-        damaged=tuple(
-            file for file in found.damaged if file.info is None or file.info.experiment_id == experiment_id
-        ),
+        damaged=tuple(file for file in found.damaged if file.info is None or file.info.experiment_id == experiment_id),
     )
 
 

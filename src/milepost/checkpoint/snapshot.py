@@ -27,7 +27,7 @@ from milepost.checkpoint.tree import encode_tree
 from milepost.core.errors import InvalidInputError
 from milepost.io.memory import SharedSegment
 
-__all__ = ["Staged", "Stager", "measure", "text_of"]
+__all__ = ["Staged", "Stager", "text_of", "walk"]
 
 _PAGE, _LINE, _LARGE = 4096, 64, 64 << 10
 _ARRAY_INSIDE_TREE = 4096
@@ -57,7 +57,7 @@ class _Plan:
     windows: list[Tensor]
 
 
-def measure(state: dict[str, Any]) -> int:
+def walk(state: dict[str, Any]) -> int:
     """Try what a save would do, without copying; returns the bytes a snapshot will need.
 
     Raises:

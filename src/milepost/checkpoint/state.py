@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from milepost.checkpoint.arguments import TrainingObjects, is_optimizer
 from milepost.checkpoint.model_state import capture_model, describe_model, named_modules, named_tensors
-from milepost.checkpoint.optimizer_state import capture_optimizer, is_optimizer, parameter_labels
-from milepost.checkpoint.position import capture_position, position_note
+from milepost.checkpoint.optimizer_state import capture_optimizer, parameter_labels
+from milepost.checkpoint.position import capture_position
 from milepost.checkpoint.rng import capture_generator, capture_rng
-from milepost.checkpoint.snapshot import measure
-from milepost.core.errors import InvalidCallError
 
 __all__ = [
     "capture",
@@ -34,8 +33,7 @@ __all__ = [
     "is_generator",
     "outside_model",
     "parameter_names",
-    "require_types",
-    "walk",
+    "state_of",
 ]
 
 
@@ -48,21 +46,23 @@ def capture(
     loader: Any = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The state of a training, by reference.
+    """:func:`state_of` these objects; what each may be is said at :class:`TrainingObjects`."""
+    return state_of(
+        TrainingObjects(
+            model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, loader=loader, extra=extra
+        )
+    )
 
-    Args:
-        model: Wrapped (DDP, torch.compile) or not; names in the state are those of the inner model.
-        optimizer: Any ``torch.optim.Optimizer``.
-        scheduler: Anything with ``state_dict``.
-        scaler: A ``torch.amp.GradScaler``.
-        loader: Gives the position inside the epoch, if it has ``state_dict``, and its generators.
-        extra: Named objects with ``state_dict`` (EMA, early stopping), modules, optimizers, generators, plain values.
+
+def state_of(objects: TrainingObjects) -> dict[str, Any]:
+    """The state of a training, by reference. Names in it are those of the inner model, wrappers left out.
 
     Raises:
         InvalidInputError: Something in it cannot be saved; the message names its place.
-        InvalidCallError: An argument is of the wrong type.
+        InvalidCallError: An object is of the wrong type.
     """
-    require_types(model, optimizer, scheduler, scaler, loader, extra)
+    objects.check()
+    model, optimizer, extra = objects.model, objects.optimizer, objects.extra
     names = parameter_names(model, extra)
     state: dict[str, Any] = {"model": capture_model(model)}
     if optimizer is not None:
@@ -70,37 +70,14 @@ def capture(
         outside = outside_model(optimizer, names)
         if outside:
             state["parameters"] = outside
-    for part, value in (("scheduler", scheduler), ("scaler", scaler)):
+    for part, value in (("scheduler", objects.scheduler), ("scaler", objects.scaler)):
         if value is not None:
             state[part] = _plain(value.state_dict())
     if extra:
         state["extra"] = {key: _capture_extra(value, names, f"extra.{key}") for key, value in extra.items()}
-    state |= capture_rank(loader)
-    state["facts"] = facts_of(model, optimizer, scheduler)
+    state |= capture_rank(objects.loader)
+    state["facts"] = facts_of(objects)
     return state
-
-
-def walk(
-    model: nn.Module,
-    optimizer: Any = None,
-    scheduler: Any = None,
-    *,
-    scaler: Any = None,
-    loader: Any = None,
-    extra: Mapping[str, Any] | None = None,
-) -> tuple[str, ...]:
-    """Go through everything once, as a save would, so that what cannot be saved fails before the training.
-
-    Returns:
-        What a resume will not restore, one sentence each.
-
-    Raises:
-        InvalidInputError: Something cannot be saved; the message names its place.
-        InvalidCallError: An argument is of the wrong type.
-    """
-    measure(capture(model, optimizer, scheduler, scaler=scaler, loader=loader, extra=extra))
-    note = position_note(loader)
-    return () if note is None else (note,)
 
 
 def capture_rank(loader: Any = None) -> dict[str, Any]:
@@ -109,31 +86,6 @@ def capture_rank(loader: Any = None) -> dict[str, Any]:
     if loader is not None:
         state["loader"] = capture_position(loader)
     return state
-
-
-def require_types(
-    model: Any, optimizer: Any = None, scheduler: Any = None, scaler: Any = None, loader: Any = None, extra: Any = None
-) -> None:
-    """Refuse what cannot be meant, before anything is touched.
-
-    Raises:
-        InvalidCallError: An argument is of the wrong type.
-    """
-    if not isinstance(model, nn.Module):
-        raise _wrong("model", model, "a torch.nn.Module; put several into one torch.nn.ModuleDict")
-    if optimizer is not None and not is_optimizer(optimizer):
-        raise _wrong("optimizer", optimizer, 'a torch.optim.Optimizer; give further ones as extra={"name": optimizer}')
-    for name, value in (("scheduler", scheduler), ("scaler", scaler)):
-        if value is not None and not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
-            raise _wrong(name, value, f'an object with state_dict; give further ones as extra={{"name": {name}}}')
-    if loader is not None and not hasattr(loader, "__iter__"):
-        raise _wrong("loader", loader, "the data loader of the training loop")
-    if extra is not None and not (isinstance(extra, Mapping) and all(isinstance(key, str) for key in extra)):
-        raise _wrong("extra", extra, "a dict of names and objects")
-
-
-def _wrong(name: str, value: object, expected: str) -> InvalidCallError:
-    return InvalidCallError(f"{name} is of type {type(value).__name__}", cure=f"give {expected}")
 
 
 def parameter_names(model: nn.Module | None, extra: Mapping[str, Any] | None = None) -> dict[int, str]:
@@ -183,8 +135,9 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Counter) else value
 
 
-def facts_of(model: nn.Module, optimizer: Any = None, scheduler: Any = None) -> dict[str, Any]:
+def facts_of(objects: TrainingObjects) -> dict[str, Any]:
     """What decides whether a resumed training computes the same numbers, beside its state."""
+    model, optimizer, scheduler = objects.model, objects.optimizer, objects.scheduler
     modules = list(named_modules(model))
     return {
         "optimizer": None if optimizer is None else type(optimizer).__name__,

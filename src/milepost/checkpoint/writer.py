@@ -178,9 +178,7 @@ class InlineWriter:
         if self._report is None:
             say(f"checkpoint of step {job.step} was not saved: {error.what}", cure=error.cure)
             return
-        self._report(
-            CheckpointChanged(step=job.step, action="failed", filename=pending.path.name, reason=str(error))
-        )
+        self._report(CheckpointChanged(step=job.step, action="failed", filename=pending.path.name, reason=str(error)))
 
 
 def _after_fork() -> None:
