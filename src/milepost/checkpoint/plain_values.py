@@ -16,7 +16,8 @@ __all__ = ["ARRAY_TYPE", "DEEPEST", "MOST_NODES", "EnumMember", "Node", "PlainFi
 #: What :mod:`json` reads and writes.
 Node = Any
 
-DEEPEST = 200
+#: Few enough levels that neither JSON nor the walk meets Python's recursion limit, even when called from deep inside.
+DEEPEST = 100
 MOST_NODES = 10_000_000
 
 #: The NumPy types whose arrays may stand in a tree: numbers, text, bytes, dates; never objects.

@@ -67,7 +67,7 @@ class TreeEncoder:
         return [self.node(value, (place, f"[{index}]")) for index, value in enumerate(values)]
 
     def pairs(self, mapping: Mapping[Any, Any], place: Place) -> list[Node]:
-        """Keys and values in turn: half the nesting of pairs, so that 200 levels fit any JSON parser."""
+        """Keys and values in turn: half the nesting of pairs, so that JSON parsers have no trouble with it."""
         flat: list[Node] = []
         for key, value in mapping.items():
             inner = (place, _step(key))
