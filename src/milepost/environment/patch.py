@@ -79,11 +79,19 @@ class Section:
         return target if not place.startswith("tree/") or "\\" in target else ""
 
     def redacted(self) -> Section:
-        """The section without secrets. The first character of each line is git's and is left alone."""
-        lines = self.body.split("\n")
-        shown = redact("\n".join(line[1:] for line in lines)).split("\n")
-        body = "\n".join(line[:1] + rest for line, rest in zip(lines, shown, strict=True))
+        """The section without secrets. What git reads, the head of a hunk and the sign of a line, is left alone."""
+        body = "".join(_redacted_hunk(hunk) for hunk in re.split("^(?=@@ )", self.body, flags=re.MULTILINE))
         return Section(name=self.name, header=self.header, body=body)
+
+
+def _redacted_hunk(hunk: str) -> str:
+    head = _HUNK.match(hunk)
+    if head is None:
+        return hunk
+    place, (context, *lines) = head[0], hunk[head.end() :].split("\n")
+    shown = redact("\n".join(line[1:] for line in lines)).split("\n")
+    signed = (line[:1] + rest for line, rest in zip(lines, shown, strict=True))
+    return "\n".join([place + redact(context), *signed])
 
 
 def sections(diff: str) -> Iterator[Section]:

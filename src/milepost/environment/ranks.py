@@ -31,7 +31,7 @@ _PATIENCE_FOR_ANSWERS = 5.0
 _PATIENCE_FOR_PROPOSAL = 15.0
 
 #: How often this process met the others under a name: the second meeting must not find the value of the first.
-_meetings: Counter[str] = Counter()
+_meetings: Counter[tuple[int, str]] = Counter()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +76,21 @@ def meet(ranks: Ranks, name: str, value: Any = None, timeout: float = 30.0) -> A
         GaveUpWaitingError: The value did not come in time, or rank 0 is gone.
         InvalidCallError: Ranks on several hosts have no process group yet.
     """
-    _meetings[name] += 1
     if ranks.world_size == 1:
         return value
     exchange = find_exchange(os.environ)
-    key = f"meet/{name}/{_meetings[name]}"
+    key = _key_of_next(ranks, f"meet/{name}")
     if ranks.rank == 0:
         content = json.dumps(value).encode()
         exchange.put(key, content)
     else:
         content = _wait(exchange, key, f"rank {ranks.rank} waited for rank 0 to tell {name!r}", timeout)
     return json.loads(content)
+
+
+def _key_of_next(ranks: Ranks, name: str) -> str:
+    _meetings[ranks.rank, name] += 1
+    return f"{name}/{_meetings[ranks.rank, name]}"
 
 
 def _wait(exchange: Exchange, key: str, doing: str, timeout: float) -> bytes:
@@ -130,8 +134,7 @@ class StopAgreement:
     def __init__(self, ranks: Ranks, topic: str = "") -> None:
         self._rank = ranks.rank
         self._world_size = ranks.world_size
-        _meetings[f"stop/{topic}"] += 1
-        self._topic = f"stop/{topic}/{_meetings[f'stop/{topic}']}"
+        self._topic = _key_of_next(ranks, f"stop/{topic}")
         self._lock = threading.Lock()
         self._pace = _Pace()
         self._asked = False

@@ -55,6 +55,7 @@ _SIGNATURE = re.compile(r"(?i)(?:sig|signature|.*[-_](?:signature|credential))")
 
 _PEM_START = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----")
 _PEM_END = re.compile(r"-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----")
+_PEM_BODY = re.compile(r"""[\s"',+]*[A-Za-z0-9+/=]+(?:\\[nr])*[\s"',+\\]*|[A-Z][\w-]+: .*""")
 _PEM_IN_LINE = re.compile(f"{_PEM_START.pattern}.*?(?:{_PEM_END.pattern}|$)")
 
 _LONG_RUN = re.compile(r"[A-Za-z0-9+/=_\-]{32,}")
@@ -126,14 +127,23 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _redact_lines(text: str) -> str:
-    """Line by line, because only a private key spans lines; its end may be missing, as in a part of a diff."""
-    shown: list[str] = []
-    in_private_key = False
-    for line in text.split("\n"):
-        ends = _PEM_END.search(line)
-        shown.append(MARK if in_private_key else redact(line))
-        in_private_key = not ends and (in_private_key or _PEM_START.search(line) is not None)
-    return "\n".join(shown)
+    """Line by line; only a private key spans lines, and a part of a diff may hold its start or its end alone."""
+    lines = text.split("\n")
+    in_key = [False] * len(lines)
+    for at, line in enumerate(lines):
+        starts, ends = _PEM_START.search(line), _PEM_END.search(line)
+        if starts and not ends:
+            _mark_key(lines, in_key, range(at + 1, len(lines)))
+        elif ends and not starts:
+            _mark_key(lines, in_key, range(at - 1, -1, -1))
+    return "\n".join(MARK if hidden else redact(line) for line, hidden in zip(lines, in_key, strict=True))
+
+
+def _mark_key(lines: list[str], in_key: list[bool], places: range) -> None:
+    for at in places:
+        if len(lines[at]) > _LONGEST_RUN or not _PEM_BODY.fullmatch(lines[at]):
+            return
+        in_key[at] = True
 
 
 def _redact_named(text: str, low: str) -> str:
@@ -194,7 +204,7 @@ def _is_code(found: re.Match[str]) -> bool:
     value = found["value"]
     if found["after"] in {"(", "[", "{"} or value[0] in "$<%*" or value == found["name"]:
         return True
-    if not _EXPRESSION.fullmatch(value):
+    if not _EXPRESSION.fullmatch(value) or found["name"].startswith("--"):
         return False
     # ``PASSWORD=correcthorse`` and ``password: correcthorse`` alone on a line are settings, whatever the value.
     before, is_last = found.string[: found.start()], found.end() == len(found.string) and not found["after"]
@@ -220,15 +230,20 @@ def _without_disorder(found: re.Match[str]) -> str:
 def _redact_node(value: Any, judged: Verdict, depth: int) -> Any:
     if depth > _DEEPEST:
         return MARK
+    if isinstance(value, Mapping):
+        return _redact_mapping(value, judged, depth)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(**_redact_mapping(dict(zip(value._fields, value, strict=True)), judged, depth))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return type(value)(_redact_node(item, judged, depth + 1) for item in value)
+    return _redact_leaf(value, judged)
+
+
+def _redact_leaf(value: Any, judged: Verdict) -> Any:
     if isinstance(value, str):
         return _redact_value(value, judged)
     if isinstance(value, bytes):
         return _redact_value(value.decode("latin-1"), judged).encode("latin-1")
-    if isinstance(value, Mapping):
-        return _redact_mapping(value, judged, depth)
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = [_redact_node(item, judged, depth + 1) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return MARK if is_number and judged == "always" else value
 

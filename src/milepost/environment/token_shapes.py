@@ -20,11 +20,11 @@ SHAPES = re.compile(
     | gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|soat|oas|ffct)-[\w\-]{16,}                    # GitLab
     | (?:hf|api_org)_[A-Za-z0-9]{20,}                                                   # Hugging Face
     | sk-(?:proj-|ant-|or-|svcacct-|admin-)?[\w\-]{17,}                                 # OpenAI, Anthropic, OpenRouter
-    | (?:[sr]k|whsec)_(?:live_|test_)?[A-Za-z0-9]{16,}                                  # Stripe
+    | (?:[sr]k|whsec)_(?:live_|test_)?[A-Za-z0-9]{17,}                                  # Stripe
     | (?:AKIA|ASIA|ABIA|ACCA|AROA|AIDA)[A-Z0-9]{16}                                     # AWS
     | ABSK[A-Za-z0-9+/=]{40,}                                                           # AWS Bedrock
     | AIza[\w\-]{30,} | ya29\.[\w\-]{20,} | GOCSPX-[\w\-]{20,} | 1//0[\w\-]{20,}         # Google
-    | xox[abeoprs]-[\w\-]{10,} | xapp-[\w\-]{10,}                                       # Slack
+    | xox[abeoprs]-[\w\-]{15,} | xapp-[\w\-]{15,}                                       # Slack
     | npm_[A-Za-z0-9]{30,} | pypi-[\w\-]{20,} | dckr_(?:pat|oat)_[\w\-]{16,}            # registries
     | SG\.[\w\-]{16,}\.[\w\-]{16,} | key-[0-9a-f]{32} | SK[0-9a-f]{32}                  # SendGrid, Mailgun, Twilio
     | wandb_v\d_\w{20,} | local-[0-9a-f]{40}                                            # W&B
