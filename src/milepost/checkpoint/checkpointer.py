@@ -38,6 +38,8 @@ from milepost.io.durable import storage_error
 if TYPE_CHECKING:
     from torch import nn
 
+    from milepost.checkpoint.snapshot import Stager
+
     from milepost.checkpoint.loading import LoadedState
 
 __all__ = ["ModelCheckpointer"]
@@ -72,8 +74,6 @@ class ModelCheckpointer:
         attempt: int = 1,
         notice: Callable[[Noticed], None] | None = None,
     ) -> None:
-        from milepost.checkpoint.snapshot import Stager  # with torch
-
         self.config = config
         self.folder = Path(config.checkpoint_dir)
         self.experiment_id = experiment_id or ""
@@ -83,7 +83,7 @@ class ModelCheckpointer:
         self._rank, self._world_size, self._attempt = rank, world_size, attempt
         self._notice = notice
         self._noticed: set[str] = set()
-        self._stager = Stager()
+        self._stager: Stager | None = None  # made at the first save: it needs torch, a run may not
         self._lock = threading.RLock()
         self._counts: dict[int, int] = {}
         self._last_step: int | None = None
@@ -164,6 +164,8 @@ class ModelCheckpointer:
             job = self._rank_job(job, capture_rank(objects.loader))
             return self._writer.submit(job, arena)
         state = state_of(objects)
+        if self._stager is None:
+            self._stager = Stager()
         staged = self._stager.stage(state, arena)
         job = replace(
             job,

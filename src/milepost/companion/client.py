@@ -1,7 +1,7 @@
-"""How does the training process keep its companion: start it, hand memory over, hear from it, replace it, let it finish?
+"""How does a training process keep its companion: start it, hand memory over, hear from it, replace it, let it end?
 
-The training thread sends a message only when a snapshot is staged or a segment could not be made ahead of time. All else
-is one quiet helper thread that wakes twenty times a second: it keeps the next segment ready, reads the companion's
+The training thread sends a message only when a snapshot is staged or a segment could not be made ahead of time. All
+else is one quiet helper thread that wakes twenty times a second: it keeps the next segment ready, reads the companion's
 answers, keeps the clock, and starts another companion if this one died.
 
 **On crash**: if the companion dies, everything it had not made durable is still in our memory: segments and the staged
@@ -291,7 +291,9 @@ class CompanionProcess:
                 return [self._waiting_for or "the companion's last work"]
             if now > said_at:
                 said_at = now + 5.0
-                say(f"waiting for {self._waiting_for or 'the companion'}, at most {end - now:.0f} s more (Ctrl-C: leave)")
+                say(
+                    f"waiting for {self._waiting_for or 'the companion'}, {end - now:.0f} s more at most (Ctrl-C leaves)"
+                )
         return self._left
 
     def _close(self) -> None:

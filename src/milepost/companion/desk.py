@@ -3,8 +3,8 @@
 The trainer's half of saving, whoever writes: implements :class:`milepost.checkpoint.writer.CheckpointWriter` over a
 ``dispatch`` that gets a numbered job to the writing side, and over the answers that come back.
 
-**Invariants**: at most one snapshot lies in the arena. It stays there until its save is committed or failed, so a second
-writer can be given the same job again.
+**Invariants**: at most one snapshot lies in the arena. It stays there until its save is committed or failed, so a
+second writer can be given the same job again.
 """
 
 from __future__ import annotations

@@ -123,11 +123,9 @@ def _finish(layout: RunLayout, state: RunState, *, died: bool) -> list[str]:
     duties = Duties(_hello_of(layout, state), told.append, role="doctor")
     try:
         if died:
-            duties.record(
-                StatusChanged(status="killed", reason="the process and its companion died", source="doctor")
-            )
+            duties.record(StatusChanged(status="killed", reason="the process and its companion died", source="doctor"))
         duties.start()
-        return duties.finish(time.monotonic() + _PATIENCE_WITH_GUESTS, lambda text: None)
+        return duties.finish(time.monotonic() + _PATIENCE_WITH_GUESTS, lambda _: None)
     finally:
         duties.close()
 

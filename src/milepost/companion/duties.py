@@ -4,8 +4,8 @@ Checkpoints are committed and verified, guests are fed, ``experiment.log`` and `
 and code are captured, and at the end the projections are made from the log. What happens is recorded in a log of its
 own beside the trainer's: readers merge them.
 
-**Invariants**: only rank 0 feeds guests and keeps the run's files. A guest never holds up a checkpoint, nor the other way
-round: each works in a thread of its own.
+**Invariants**: only rank 0 feeds guests and keeps the run's files. A guest never holds up a checkpoint, nor the other
+way round: each works in a thread of its own.
 
 **On crash**: a later companion, or ``milepost doctor``, goes on from the cursors; the projections are made again.
 """
@@ -75,9 +75,7 @@ class Duties:
         self.own_lock = OwnedLock(self.layout.log_lock(log_id))
         self.own_lock.acquire()
         self._log = DirectLog(self.layout, log_id)
-        begin_log(
-            self._log, role=role, attempt=hello.attempt, rank=hello.rank, world_size=hello.world_size
-        )
+        begin_log(self._log, role=role, attempt=hello.attempt, rank=hello.rank, world_size=hello.world_size)
         self._saver = Saver(retention_rule(hello.settings), self._report, self._save_failed, self._save_over)
         self._followers: list[Follower] = []
         if hello.rank == 0:
@@ -185,7 +183,8 @@ class Duties:
         for follower in self._followers:
             while time.monotonic() < deadline and not follower.join(0.5):
                 waiting(follower.name)
-        return [follower.name for follower in self._followers if not follower.finish(deadline)]
+        # A parked guest has said why; what is left of the others must be named.
+        return [f.name for f in self._followers if not f.finish(deadline) and f.state.phase != "parked"]
 
     def close(self) -> None:
         """Close our own log and give its lock back."""
@@ -195,6 +194,4 @@ class Duties:
 
 
 def _unprotected(message: str, cure: str, since: int | None, *, cured: bool) -> Noticed:
-    return Noticed(
-        source="checkpoint", topic="unprotected", message=message, cure=cure, cured=cured, since_step=since
-    )
+    return Noticed(source="checkpoint", topic="unprotected", message=message, cure=cure, cured=cured, since_step=since)

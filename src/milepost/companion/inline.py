@@ -1,8 +1,8 @@
 """What replaces the companion where no memory can be shared with one, or no process started?
 
 The same duties in threads of the training process. Records reach the disk by one write each, so metrics survive
-``kill -9`` as well; what is given up is said once: checkpoints under way die with the process, and guests take time from
-the training.
+``kill -9`` as well. What is given up: a checkpoint under way dies with the process, and guests take time from the
+training.
 """
 
 from __future__ import annotations

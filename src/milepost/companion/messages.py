@@ -34,11 +34,7 @@ __all__ = [
 _LARGEST_PACKET = 1 << 17
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Base: a frozen structure that carries its own name."""
-
-
-class Hello(_Message):
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """First message, also to a companion that replaces a dead one.
 
     ``durable`` is the position up to which the log is known to be on disk; ``started`` says that an earlier companion
@@ -60,46 +56,46 @@ class Hello(_Message):
     started: bool = False
 
 
-class SegmentShared(_Message):
+class SegmentShared(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A segment of the log, with its descriptor."""
 
     ordinal: int
     size: int
 
 
-class ArenaShared(_Message):
+class ArenaShared(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The arena of snapshots, with its descriptor; replaces the one before."""
 
     size: int
 
 
-class SaveStaged(_Message):
+class SaveStaged(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A snapshot stands in the arena; the descriptor holds the encoded job (``size`` bytes)."""
 
     number: int
     size: int
 
 
-class Finish(_Message):
+class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The run has ended, its last record is in the log: finish within ``timeout`` seconds, and leave."""
 
     timeout: float
 
 
-class Synced(_Message):
+class Synced(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The log is on disk up to ``position``."""
 
     position: int
 
 
-class Saved(_Message):
+class Saved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Save ``number`` is committed; ``info`` holds the fields of a ``CheckpointInfo``."""
 
     number: int
     info: dict[str, Any]
 
 
-class SaveFailed(_Message):
+class SaveFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Save ``number`` could not be committed."""
 
     number: int
@@ -108,25 +104,25 @@ class SaveFailed(_Message):
     kind: str
 
 
-class SaveOver(_Message):
+class SaveOver(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All of save ``number`` is over, read-back and retention included."""
 
     number: int
 
 
-class Told(_Message):
+class Told(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One clear line for the person at the terminal."""
 
     text: str
 
 
-class Waiting(_Message):
+class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the end of the run is waiting for."""
 
     text: str
 
 
-class Finished(_Message):
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All is done but what ``left`` names."""
 
     left: list[str]
@@ -140,7 +136,7 @@ _decode = msgspec.msgpack.Decoder(FromTrainer | FromCompanion).decode
 
 
 class Channel:
-    """One end of the pair. Sending is one system call and safe from several threads; receiving belongs to one thread."""
+    """One end of the pair. Sending is one system call, from any thread; receiving belongs to one thread."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
@@ -155,7 +151,9 @@ class Channel:
         """Descriptor, for ``select``."""
         return self._end.fileno()
 
-    def send(self, message: FromTrainer | FromCompanion, descriptors: tuple[int, ...] = (), *, wait: bool = True) -> bool:
+    def send(
+        self, message: FromTrainer | FromCompanion, descriptors: tuple[int, ...] = (), *, wait: bool = True
+    ) -> bool:
         """Send one message.
 
         Args:
@@ -187,7 +185,7 @@ class Channel:
                 os.close(descriptor)
             return None
         for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - the signature is os's
         return _decode(packet), tuple(descriptors)
 
     def close(self) -> None:

@@ -119,9 +119,10 @@ class Companion:
     # ---------------------------------------------------------------- messages
 
     def _receive(self, timeout: float) -> None:
-        watched = [self._channel] if self._pidfd is None else [self._channel, self._pidfd]
+        socket_fd = self._channel.fileno()
+        watched = [socket_fd] if self._pidfd is None else [socket_fd, self._pidfd]
         ready, _, _ = select.select(watched, [], [], timeout)
-        while self._channel in ready:
+        while socket_fd in ready:
             received = self._channel.receive()
             if received is None:
                 # Our end of the pair is closed: the trainer is dead, about to be, or has let us go.
@@ -129,7 +130,7 @@ class Companion:
                 return
             message, descriptors = received
             self._take(message, descriptors)  # type: ignore[arg-type]
-            ready, _, _ = select.select([self._channel], [], [], 0)
+            ready, _, _ = select.select([socket_fd], [], [], 0)
 
     def _take(self, message: FromTrainer, descriptors: tuple[int, ...]) -> None:
         match message:
@@ -257,9 +258,7 @@ class Companion:
 def death_of(exit_code: int | None, signal_name: str) -> StatusChanged:
     """The state of a run whose process ended without a word."""
     if signal_name:
-        return StatusChanged(
-            status="killed", reason=f"killed by {signal_name}", signal=signal_name, source="companion"
-        )
+        return StatusChanged(status="killed", reason=f"killed by {signal_name}", signal=signal_name, source="companion")
     if exit_code is None:
         return StatusChanged(status="killed", reason="the process ended, how is not known", source="companion")
     return StatusChanged(

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from milepost.checkpoint.finishing import finish_save
 from milepost.checkpoint.job import SaveJob
@@ -70,7 +71,7 @@ class Saver:
         while (work := self._queue.get()) is not None:
             self._doing = f"checkpoint of step {work.job.step}"
             try:
-                finish_save(work.job, work.view, self._rule, lambda change, n=work.number: self._report(n, change))
+                finish_save(work.job, work.view, self._rule, partial(self._report, work.number))
             except MilepostError as error:
                 self._failed(work.number, work.job, error)
             except Exception as error:  # noqa: BLE001 - a bug in one save must not stop the saves after it

@@ -1,8 +1,8 @@
 """Which settings are there, what do they mean, and what is refused?
 
-``ExperimentConfig`` is the mission's dataclass: its nine fields first, in its order and with its defaults. Everything is
-checked when it is made, so a wrong value raises before a training starts, and relative paths become absolute then, so a
-later ``os.chdir`` moves nothing.
+``ExperimentConfig`` is the mission's dataclass: its nine fields first, in its order and with its defaults. Everything
+is checked when it is made, so a wrong value raises before a training starts, and relative paths become absolute then,
+so a later ``os.chdir`` moves nothing.
 """
 
 from __future__ import annotations
@@ -139,10 +139,10 @@ class ExperimentConfig:
     def load(
         cls, file: str | os.PathLike[str] | None = None, *, profile: str | None = None, **arguments: Any
     ) -> ExperimentConfig:
-        """Settings from a TOML or JSON file: argument > ``MILEPOST_<FIELD>`` > profile > top level of the file > default.
+        """Settings from a TOML or JSON file: argument > ``MILEPOST_<FIELD>`` > profile > top level > default.
 
         Args:
-            file: Its keys are the fields of this class; tables below ``[profiles]`` are named sets of them. None: no file.
+            file: Its keys are the fields of this class; tables below ``[profiles]`` are named sets. None: no file.
             profile: Which table of ``[profiles]`` to use.
             **arguments: Fields that stand above everything else.
 

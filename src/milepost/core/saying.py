@@ -1,7 +1,7 @@
 """How does milepost speak to the person at the terminal?
 
-One line on standard error that begins with ``milepost:``, and the same line in our own log through :mod:`logging`, where
-``logging.basicConfig(level=logging.DEBUG)`` shows it together with everything quieter.
+One line on standard error that begins with ``milepost:``, and the same line in our own log through :mod:`logging`,
+where ``logging.basicConfig(level=logging.DEBUG)`` shows it together with everything quieter.
 """
 
 from __future__ import annotations

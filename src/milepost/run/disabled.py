@@ -1,4 +1,5 @@
 """What does ``MILEPOST_MODE=disabled`` leave? The same calls, typed alike, doing nothing."""
+# ruff: noqa: ARG002 - nothing is done with any argument; that is the point
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ class DisabledRun:
     def wait(self, timeout: float | None = None) -> None:
         """Nothing to wait for."""
 
-    def end(self, final_metrics: Mapping[str, Any] | None = None, *, status: str = "completed", reason: str = "") -> None:
+    def end(
+        self, final_metrics: Mapping[str, Any] | None = None, *, status: str = "completed", reason: str = ""
+    ) -> None:
         """Nothing."""
         self.ended = True
 

@@ -78,6 +78,7 @@ class Run:
         attempt: int,
         config: ExperimentConfig,
         log: LogWriter | DirectLog,
+        fetch_device_values: Callable[[], None],
         release_log: Callable[[], None],
         companion: Companion,
         checkpointer: ModelCheckpointer,
@@ -91,6 +92,7 @@ class Run:
         self._layout = layout
         self._config = config
         self._log: LogWriter | DirectLog | WorkerRun = log
+        self._fetch_device_values = fetch_device_values
         self._release_log = release_log
         self._companion = companion
         self._stop = stop
@@ -348,7 +350,9 @@ class Run:
 
     # ---------------------------------------------------------------- the end
 
-    def end(self, final_metrics: Mapping[str, Any] | None = None, *, status: str = "completed", reason: str = "") -> None:
+    def end(
+        self, final_metrics: Mapping[str, Any] | None = None, *, status: str = "completed", reason: str = ""
+    ) -> None:
         """End the run: waits, at most ``exit_timeout`` seconds, until all is written and every guest has it.
 
         Args:
@@ -370,6 +374,7 @@ class Run:
             return
         if self._console is not None:
             self._console.remove()
+        self._fetch_device_values()
         with contextlib.suppress(MilepostError):
             self._log.append(end)
         self._ended = end
@@ -418,7 +423,9 @@ class Run:
 
     def __repr__(self) -> str:
         state = self._ended.status if self._ended is not None else "running"
-        return f"<Run {self.id}: {state}, step {self._log.last_step}, attempt {self.attempt}, {self._layout.experiment}>"
+        return (
+            f"<Run {self.id}: {state}, step {self._log.last_step}, attempt {self.attempt}, {self._layout.experiment}>"
+        )
 
     # ---------------------------------------------------------------- other processes
 

@@ -1,7 +1,8 @@
 """How does a child process of a training log to the same run?
 
-A forked or spawned child (a DataLoader worker) gets a log of its own beside the parent's, written by one system call per
-record: it lives too briefly for a companion. It can log, nothing else: checkpoints and the end belong to the parent.
+A forked or spawned child (a DataLoader worker) gets a log of its own beside the parent's, written by one system call
+per record: it lives too briefly for a companion. It can log, nothing else: checkpoints and the end belong to the
+parent.
 """
 
 from __future__ import annotations

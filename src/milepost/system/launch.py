@@ -201,7 +201,7 @@ def _assemble(
 ) -> Run:
     stop = StopAgreement(ranks, f"{begun.experiment_id}-{begun.attempt}")
     hello = _hello(config, layout, opened, begun, ranks)
-    log, companion = _log_and_companion(config, layout, opened, hello, stop)
+    log, companion, values = _log_and_companion(config, layout, opened, hello, stop)
     checkpointer = ModelCheckpointer(
         config,
         experiment_id=layout.experiment_id,
@@ -221,6 +221,7 @@ def _assemble(
         attempt=begun.attempt,
         config=config,
         log=log,
+        fetch_device_values=values.drain,
         release_log=lambda: opened.lock.release(unlink=True),
         companion=companion,
         checkpointer=checkpointer,
@@ -262,7 +263,7 @@ def _hello(config: ExperimentConfig, layout: RunLayout, opened: _OpenLog, begun:
 
 def _log_and_companion(
     config: ExperimentConfig, layout: RunLayout, opened: _OpenLog, hello: Hello, stop: StopAgreement
-) -> tuple[LogWriter | DirectLog, CompanionProcess | InlineCompanion]:
+) -> tuple[LogWriter | DirectLog, CompanionProcess | InlineCompanion, DeviceValues]:
     """Shared memory and a process where the system has both; else one write per record and a thread."""
     ticks: list[Callable[[], None]] = []
 
@@ -270,22 +271,29 @@ def _log_and_companion(
         for tick in ticks:
             tick()
 
-    log: LogWriter | DirectLog
-    companion: CompanionProcess | InlineCompanion
     if memory.available() and os.environ.get("MILEPOST_COMPANION", "process") != "thread":
-        companion = process = CompanionProcess(hello, every_tick=every_tick)
-        log = LogWriter(
+        process = CompanionProcess(hello, every_tick=every_tick)
+        writer = LogWriter(
             opened.log_id, hand_over=process.hand_over, on_bad_value=_tell_bad_value, strict=config.strict
         )
-    else:
-        companion = InlineCompanion(hello, every_tick=every_tick)
-        log = DirectLog(layout, opened.log_id, on_bad_value=_tell_bad_value, strict=config.strict)
+        values = _begin_log(writer, hello)
+        ticks += [ClockKeeper(writer).tick, values.poll, stop.poll]
+        process.start(writer)
+        return writer, process, values
+    inline = InlineCompanion(hello, every_tick=every_tick)
+    direct = DirectLog(layout, opened.log_id, on_bad_value=_tell_bad_value, strict=config.strict)
+    values = _begin_log(direct, hello)
+    ticks += [ClockKeeper(direct).tick, values.poll, stop.poll]
+    inline.start(direct)
+    return direct, inline, values
+
+
+def _begin_log(log: LogWriter | DirectLog, hello: Hello) -> DeviceValues:
+    """Write the first records; what fetches numbers from devices."""
     values = DeviceValues(log)
     log.deferred = values.defer
     begin_log(log, role="trainer", attempt=hello.attempt, rank=hello.rank, world_size=hello.world_size)
-    ticks += [ClockKeeper(log).tick, values.poll, stop.poll]
-    companion.start(log)
-    return log, companion
+    return values
 
 
 def _tell_bad_value(name: str, kind: str, value: object) -> None:

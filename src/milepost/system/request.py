@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import math
 import os
@@ -107,27 +107,32 @@ def _kept(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any, depth: int) -> Any:
     """What JSON can hold; everything else as its text, because a start must not fail over an odd setting."""
-    if depth > _DEEPEST:
-        return str(value)
-    if isinstance(value, Enum):
-        return value.name
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, int):
-        return value if -(2**63) <= value < 2**64 else str(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner, depth + 1) for key, inner in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(inner, depth + 1) for inner in value]
-    if isinstance(value, (datetime.date, datetime.datetime)):
-        return value.isoformat()
+    if depth < _DEEPEST:
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        if isinstance(value, Mapping):
+            return {str(key): _plain(inner, depth + 1) for key, inner in value.items()}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [_plain(inner, depth + 1) for inner in value]
+    return _plain_scalar(value)
+
+
+def _plain_scalar(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return _plain(value.item(), depth + 1)
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value), depth + 1)
-    return str(value)
+        value = value.item()
+    match value:
+        case Enum():
+            return value.name
+        case None | bool() | str():
+            return value
+        case int() if -(2**63) <= value < 2**64:
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case dt.date():
+            return value.isoformat()
+        case _:
+            return str(value)
 
 
 def script_of_this_process() -> str:
