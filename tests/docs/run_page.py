@@ -1,4 +1,4 @@
-"""What happens to a reader who types a page of the documentation into one script? ``python -m tests.docs.run_page PAGE``."""
+"""What happens to a reader who types a page into one script? ``python -m tests.docs.run_page PAGE``."""
 
 from __future__ import annotations
 

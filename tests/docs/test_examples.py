@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.docs.code_blocks import ROOT
 
 import milepost
 from milepost.cli.demo import differences
+from tests.docs.code_blocks import ROOT
 
 pytestmark = [
     pytest.mark.skipif(find_spec("torchdata") is None, reason="the examples load data with torchdata"),

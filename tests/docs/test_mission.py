@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from tests.docs.code_blocks import ROOT
-from tests.docs.run_mission import BLOCKS
 
 from milepost import ExperimentConfig
+from tests.docs.code_blocks import ROOT
+from tests.docs.run_mission import BLOCKS
 
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="the blocks save a model, and torch is not here")
 

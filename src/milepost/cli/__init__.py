@@ -1,1 +1,1 @@
-"""The terminal: what runs here, what a run is, its checkpoints, and mending what was left. It reads through the store."""
+"""The terminal: what runs here, one run, its checkpoints and its code, and mending what was left."""

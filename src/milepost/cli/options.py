@@ -16,4 +16,6 @@ Folder = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document with stable keys.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A name (its newest run), an id, or a unique start of one.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A name (its newest run), an id, or a unique start of one.")
+]

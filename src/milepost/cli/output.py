@@ -50,7 +50,7 @@ def print_line(*cells: Cell) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], *, numbers: Sequence[str] = ()) -> None:
-    """Aligned columns without a frame; those named in ``numbers`` stand to the right. Without rows nothing is printed."""
+    """Aligned columns without a frame; those named in ``numbers`` stand to the right. No rows, no output."""
     if not rows:
         return
     from rich.table import Table

@@ -35,13 +35,15 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u
 
 
 def plain(text: object) -> str:
-    """``text`` on one line, with everything that a terminal would obey written out (``\\x1b``)."""
+    r"""``text`` on one line, with everything that a terminal would obey written out: ``\x1b``."""
     return _UNPRINTABLE.sub(_written_out, str(text))
 
 
 def _written_out(match: re.Match[str]) -> str:
     code = ord(match[0])
-    return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(match[0]) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+    return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(match[0]) or (
+        f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    )
 
 
 def state_word(status: str, cause: str = "") -> str:

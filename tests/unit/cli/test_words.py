@@ -18,7 +18,9 @@ from milepost.core.events import RunStatus
 def test_no_name_can_move_the_cursor_or_reverse_the_line(name: str) -> None:
     shown = plain(name)
     assert not {unicodedata.category(character) for character in shown} & {"Cc", "Cs", "Zl", "Zp"}
-    assert not any(unicodedata.bidirectional(character) in {"RLO", "LRO", "RLE", "LRE", "RLI", "LRI"} for character in shown)
+    assert not any(
+        unicodedata.bidirectional(character) in {"RLO", "LRO", "RLE", "LRE", "RLI", "LRI"} for character in shown
+    )
 
 
 def test_what_a_terminal_would_obey_is_written_out() -> None:
@@ -38,7 +40,9 @@ def test_every_state_has_a_symbol_a_word_and_a_colour(status: str) -> None:
 
 
 def test_dead_and_living_states_do_not_share_a_symbol() -> None:
-    symbols = {status: state_word(status)[0] for status in ("running", "completed", "failed", "killed", "paused", "unsure")}
+    symbols = {
+        status: state_word(status)[0] for status in ("running", "completed", "failed", "killed", "paused", "unsure")
+    }
     assert len(set(symbols.values())) == len(symbols)
 
 
@@ -60,7 +64,14 @@ def test_ages(seconds: float, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("amount", "said"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (273_000_000, "273 MB"), (999_999_999, "1.0 GB"), (5 * 10**15, "5000.0 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (273_000_000, "273 MB"),
+        (999_999_999, "1.0 GB"),
+        (5 * 10**15, "5000.0 TB"),
+    ],
 )
 def test_sizes(amount: int, said: str) -> None:
     assert size(amount) == said
@@ -68,7 +79,15 @@ def test_sizes(amount: int, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(None, "-"), (math.nan, "NaN"), (math.inf, "inf"), (-math.inf, "-inf"), (2e-05, "2e-05"), (0.123456789, "0.123457"), (7, "7")],
+    [
+        (None, "-"),
+        (math.nan, "NaN"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (2e-05, "2e-05"),
+        (0.123456789, "0.123457"),
+        (7, "7"),
+    ],
 )
 def test_numbers(value: float | None, said: str) -> None:
     assert number(value) == said

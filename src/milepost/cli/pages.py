@@ -1,0 +1,201 @@
+"""How do the views look as text?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from milepost.cli.output import Cell, print_line, print_table
+from milepost.cli.views import AttemptView, CheckpointView, CodeView, MetricView, NoticeView, RunLine, RunView
+from milepost.cli.words import age, count, number, size, state_word, styled_state
+
+__all__ = ["print_checkpoints", "print_code", "print_run", "print_runs", "print_status"]
+
+_PATCH_STYLES = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def _ago(when: float | None) -> str:
+    return "-" if when is None else f"{age(time.time() - when)} ago"
+
+
+def _clock(when: float | None) -> str:
+    return "-" if when is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+
+
+def _state(status: str, cause: str = "") -> Cell:
+    return state_word(status, cause), styled_state(status)
+
+
+def _brief(checkpoint: CheckpointView | None) -> str:
+    """``step 1,200 (val/loss 0.31)``."""
+    if checkpoint is None:
+        return "-"
+    values = ", ".join(f"{name} {_value(value)}" for name, value in list(checkpoint.metrics.items())[:1])
+    return f"step {count(checkpoint.step)}" + (f" ({values})" if values else "")
+
+
+def _value(value: Any) -> str:
+    return number(value) if isinstance(value, (int, float)) else str(value)
+
+
+def print_status(lines: Sequence[RunLine], newest: RunLine | None, folder: str) -> None:
+    """What runs here; if nothing does, the newest run and how it ended."""
+    if not lines:
+        print_line(f"nothing is running in {folder}")
+    shown = lines or ([newest] if newest else [])
+    rows: list[list[Cell]] = [
+        [
+            _state(line.status, line.signal),
+            (line.name, "bold"),
+            count(line.last_step),
+            _brief(line.best),
+            f"step {count(line.latest.step)}, {_ago(line.latest.time)}" if line.latest else "-",
+            (line.id, "dim"),
+        ]
+        for line in shown
+    ]
+    print_table(["STATE", "NAME", "STEP", "BEST", "LAST CHECKPOINT", "ID"], rows, numbers=["STEP"])
+    for line in shown:
+        if line.notices:
+            print_line((f"! {line.name}: {line.notices} unsolved: milepost show {line.id}", "yellow"))
+
+
+def print_runs(lines: Iterable[RunLine]) -> None:
+    """All runs, one a line."""
+    rows: list[list[Cell]] = [
+        [
+            _state(line.status, line.signal),
+            (line.name, "bold"),
+            _ago(line.since),
+            count(line.last_step),
+            str(line.attempts),
+            _brief(line.best),
+            str(line.checkpoint_count),
+            (line.id, "dim"),
+        ]
+        for line in lines
+    ]
+    headings = ["STATE", "NAME", "SINCE", "STEP", "ATTEMPTS", "BEST", "CHECKPOINTS", "ID"]
+    print_table(headings, rows, numbers=["STEP", "ATTEMPTS", "CHECKPOINTS"])
+
+
+def print_checkpoints(checkpoints: Sequence[CheckpointView]) -> None:
+    """One checkpoint a line; marks: ★ best, ✓ read back and decoded, ⚑ pinned, ✗ its file is gone."""
+    rows: list[list[Cell]] = [
+        [
+            count(one.step),
+            _marks(one),
+            _ago(one.time),
+            size(one.size),
+            f"{one.stall_ms:.0f} ms",
+            ", ".join(f"{name} {_value(value)}" for name, value in one.metrics.items()),
+            (one.filename, "dim"),
+        ]
+        for one in checkpoints
+    ]
+    headings = ["STEP", "MARKS", "SAVED", "SIZE", "STALL", "METRICS", "FILE"]
+    print_table(headings, rows, numbers=["STEP", "SIZE", "STALL"])
+
+
+def _marks(one: CheckpointView) -> str:
+    marks = (
+        (one.is_best, "★ best"),
+        (one.is_latest, "latest"),
+        (one.pinned, "⚑ pinned"),
+        (one.verified, "✓ verified"),
+        (not one.present, "✗ gone"),
+    )
+    return " ".join(mark for holds, mark in marks if holds)
+
+
+def print_run(view: RunView) -> None:
+    """The page of one run."""
+    line = view.run
+    print_line((line.name, "bold"), _state(line.status, line.signal), f"since {_clock(line.since)}")
+    again = f", {count(view.lost_steps)} steps done again after a resume" if view.lost_steps else ""
+    print_line(f"id {line.id}, started {_clock(line.started)}, last step {count(line.last_step)}{again}")
+    for text in (view.description, ", ".join(view.tags), view.notes):
+        if text:
+            print_line(text)
+    for text in view.traceback.splitlines():
+        print_line((f"  {text}", "red"))
+    _print_notices(view.notices)
+    _print_attempts(view.attempts)
+    _print_metrics(view.metrics)
+    if view.checkpoints:
+        _print_heading("CHECKPOINTS")
+        print_checkpoints(view.checkpoints)
+    _print_fields("SUMMARY", view.summary)
+    _print_fields("HYPERPARAMETERS", view.hyperparameters)
+    _print_fields("MODEL", view.model_config)
+    _print_fields("DATA", view.dataset_info)
+    _print_fields("ENVIRONMENT", {name: value for name, value in view.environment.items() if name != "packages"})
+    _print_fields("FOLDERS", view.folders)
+
+
+def print_code(view: CodeView) -> None:
+    """Commit, branch, changed and untracked files, and the difference itself."""
+    for line in view.lines:
+        print_line(line)
+    for line in view.patch.expandtabs(4).splitlines():
+        print_line((line, _PATCH_STYLES.get(line[:1], "")))
+
+
+def _print_heading(heading: str) -> None:
+    print_line("")
+    print_line((heading, "bold"))
+
+
+def _print_notices(notices: Sequence[NoticeView]) -> None:
+    for notice in notices:
+        since = f" (since step {count(notice.since_step)})" if notice.since_step is not None else ""
+        print_line((f"! {notice.source}: {notice.message}{since}", "yellow"))
+        if notice.cure:
+            print_line(f"  {notice.cure}")
+
+
+def _print_attempts(attempts: Sequence[AttemptView]) -> None:
+    if len(attempts) < 2:
+        return
+    _print_heading("ATTEMPTS")
+    rows: list[list[Cell]] = [
+        [str(one.number), _state(one.status), one.reason, _clock(one.started), _clock(one.ended), count(one.last_step)]
+        for one in attempts
+    ]
+    print_table(["NUMBER", "STATE", "REASON", "STARTED", "ENDED", "LAST STEP"], rows, numbers=["NUMBER", "LAST STEP"])
+
+
+def _print_metrics(metrics: Sequence[MetricView]) -> None:
+    if not metrics:
+        return
+    _print_heading("METRICS")
+    rows: list[list[Cell]] = [
+        [
+            (one.name, "bold"),
+            f"{number(one.last)} @ {count(one.last_step)}",
+            f"{number(one.min)} @ {count(one.min_step)}",
+            f"{number(one.max)} @ {count(one.max_step)}",
+            number(one.mean),
+            count(one.points),
+        ]
+        for one in metrics
+    ]
+    headings = ["METRIC", "LAST @ STEP", "MIN @ STEP", "MAX @ STEP", "MEAN", "POINTS"]
+    print_table(headings, rows, numbers=headings[1:])
+
+
+def _print_fields(heading: str, fields: Mapping[str, Any]) -> None:
+    rows: list[list[Cell]] = [[name, _value(value)] for name, value in _flat(fields)]
+    if rows:
+        _print_heading(heading)
+        print_table(["NAME", "VALUE"], rows)
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as ``optimizer.lr``; what is empty is not shown."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value not in (None, "", [], ()):
+            yield f"{prefix}{name}", value
