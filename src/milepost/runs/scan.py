@@ -24,7 +24,17 @@ from milepost.runs.layout import parse_log_name
 from milepost.runs.segment import HEADER_BYTES, Header, read_header
 from milepost.runs.walking import Damage, FileWalk
 
-__all__ = ["Damage", "LogFile", "LogFollower", "LoggedRecord", "RunLogFiles", "read_log_files", "scan"]
+__all__ = [
+    "Damage",
+    "LogFile",
+    "LogFollower",
+    "LoggedRecord",
+    "RunLogFiles",
+    "read_log_files",
+    "scan",
+    "tail",
+    "writer_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,11 +149,11 @@ class _LogReader:
         self._last = -1
         self._offset_ns = 0
 
-    def records(self, log: RunLogFiles) -> Iterator[LoggedRecord]:
-        """All further records that are there by now."""
+    def records(self, log: RunLogFiles, *, last: int | None = None) -> Iterator[LoggedRecord]:
+        """All further records that are there by now; with ``last`` only those of the last bytes of each file."""
         if not self._walks:
             self._offset_ns = _clock_offset(log)
-        for sequence, payload in self._merged(log):
+        for sequence, payload in self._merged(log, last):
             if sequence <= self._last:
                 continue
             self._last = sequence
@@ -157,13 +167,14 @@ class _LogReader:
             elif kind_of(payload) in {ClockSet.kind, Identified.kind}:
                 self._decode(sequence, payload)
 
-    def _merged(self, log: RunLogFiles) -> Iterator[tuple[int, bytes]]:
+    def _merged(self, log: RunLogFiles, last: int | None) -> Iterator[tuple[int, bytes]]:
         for file in log.files:
             if file.header is not None:
                 if file.path not in self._walks:
-                    self._walks[file.path] = FileWalk(
-                        file.path, file.header, damage=self.damage, live=self._live, patient=self._patient
-                    )
+                    walk = FileWalk(file.path, file.header, damage=self.damage, live=self._live, patient=self._patient)
+                    if last is not None:
+                        walk.begin_near_the_end(last)
+                    self._walks[file.path] = walk
             elif not self._live and file.path not in self._headless:
                 self._headless.add(file.path)
                 self.damage.append(_headless(file))
@@ -185,6 +196,21 @@ class _LogReader:
             wall_ns=monotonic_ns + self._offset_ns,
             event=event,
         )
+
+
+def writer_of(log: RunLogFiles) -> Identified | None:
+    """Who writes the log, by its first readable record; None while there is none."""
+    for record in islice(scan(log, live=True), 1):
+        if isinstance(record.event, Identified):
+            return record.event
+    return None
+
+
+def tail(log: RunLogFiles, length: int = 256 << 10) -> list[LoggedRecord]:
+    """The last records of a log, out of at least its last ``length`` bytes: cheap however long the log is."""
+    files = [file for file in log.files if file.header is not None][-2:]
+    reader = _LogReader(log.log_id, 0, live=True, patient=False)
+    return list(reader.records(RunLogFiles(log_id=log.log_id, files=tuple(files)), last=length))
 
 
 class LogFollower:

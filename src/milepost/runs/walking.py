@@ -55,6 +55,14 @@ class FileWalk:
         self._suspect = 0
         self._fd = -1
 
+    def begin_near_the_end(self, length: int) -> None:
+        """Begin ``length`` bytes before the end, somewhere inside a record: what lies there counts as damage."""
+        try:
+            size = self._path.stat().st_size
+        except OSError:
+            return
+        self.sequence = max(self.sequence, self._first + size - length & -8)
+
     def records(self) -> Iterator[tuple[int, bytes]]:
         """Sequence numbers and payloads up to the end of what is readable now; an unreadable file has none."""
         try:
