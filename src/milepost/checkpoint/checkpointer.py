@@ -38,9 +38,8 @@ from milepost.io.durable import storage_error
 if TYPE_CHECKING:
     from torch import nn
 
-    from milepost.checkpoint.snapshot import Stager
-
     from milepost.checkpoint.loading import LoadedState
+    from milepost.checkpoint.snapshot import Stager
 
 __all__ = ["ModelCheckpointer"]
 
@@ -157,6 +156,7 @@ class ModelCheckpointer:
         return SavedPath.of(pending, job.path)
 
     def _stage(self, job: SaveJob, started: float, objects: TrainingObjects) -> PendingSave:
+        from milepost.checkpoint.snapshot import Stager
         from milepost.checkpoint.state import capture_rank, state_of
 
         arena = self._writer.arena()
@@ -164,8 +164,7 @@ class ModelCheckpointer:
             job = self._rank_job(job, capture_rank(objects.loader))
             return self._writer.submit(job, arena)
         state = state_of(objects)
-        if self._stager is None:
-            self._stager = Stager()
+        self._stager = self._stager or Stager()
         staged = self._stager.stage(state, arena)
         job = replace(
             job,

@@ -27,7 +27,7 @@ __all__ = [
     "named_tensors",
     "refuse_unsupported",
     "restore_model",
-    "writable",
+    "write_into",
 ]
 
 _WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
@@ -87,23 +87,22 @@ def _with_extra_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def restore_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
     """Write ``saved`` into the tensors of ``model``; names, shapes and dtypes were compared before."""
     written: set[int] = set()
-    with torch.no_grad():
-        for name, target in named_tensors(model):
-            if name in saved and id(target) not in written:
-                writable(target).copy_(writable(saved[name]))
-                written.add(id(target))
+    for name, target in named_tensors(model):
+        if name in saved and id(target) not in written:
+            write_into(target, saved[name])
+            written.add(id(target))
     for name, module in _with_extra_state(model):
         if name in saved:
             module.set_extra_state(saved[name])
 
 
-def writable(tensor: Tensor) -> Tensor:
-    """``tensor`` without the repetitions of an expanded dimension: each of its elements once."""
-    detached = tensor.detach()
-    for dimension, (length, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+def write_into(target: Tensor, saved: Tensor) -> None:
+    """Copy ``saved`` into ``target``; of an expanded dimension, whose elements are one and the same, only one."""
+    target, saved = target.detach(), saved.detach()
+    for dimension, (length, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
         if stride == 0 and length > 1:
-            detached = detached.narrow(dimension, 0, 1)
-    return detached
+            target, saved = target.narrow(dimension, 0, 1), saved.narrow(dimension, 0, 1)
+    target.copy_(saved)
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:

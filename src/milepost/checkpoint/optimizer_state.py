@@ -118,7 +118,7 @@ def restore_optimizer(optimizer: Any, saved: Mapping[str, Any], labels: Sequence
     exact = {
         label: saved["state"][index]
         for label, index in index_of.items()
-        if index is not None and index in saved["state"]
+        if index in saved["state"]
     }
     groups = _merged_groups(optimizer, saved)
     if _can_fill(optimizer, exact, labels) and not _has_more(optimizer, saved):

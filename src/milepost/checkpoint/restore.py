@@ -15,12 +15,11 @@ from enum import Enum
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from milepost.checkpoint.arguments import TrainingObjects, is_optimizer
 from milepost.checkpoint.loading import LoadedState, load_state
-from milepost.checkpoint.model_state import named_tensors, restore_model, writable
+from milepost.checkpoint.model_state import named_tensors, restore_model, write_into
 from milepost.checkpoint.optimizer_state import check_optimizer, parameter_labels, restore_optimizer
 from milepost.checkpoint.position import restore_position
 from milepost.checkpoint.rng import restore_generator, restore_rng
@@ -189,10 +188,9 @@ def _write(state: Mapping[str, Any], targets: _Targets) -> None:
     if targets.model is not None:
         restore_model(targets.model, state.get("model", {}))
     if targets.optimizer is not None:
-        with torch.no_grad():
-            for label, tensor in outside_model(targets.optimizer, targets.names).items():
-                if label in state.get("parameters", {}):
-                    writable(tensor).copy_(writable(state["parameters"][label]))
+        for label, tensor in outside_model(targets.optimizer, targets.names).items():
+            if label in state.get("parameters", {}):
+                write_into(tensor, state["parameters"][label])
     for place, optimizer, saved in _optimizers(state, targets):
         restore_optimizer(optimizer, saved, _labels(optimizer, saved, targets, place))
     for part, target in (("scheduler", targets.scheduler), ("scaler", targets.scaler)):
@@ -214,8 +212,7 @@ def _restore_extra(value: Any, saved: Any) -> None:
     elif isinstance(value, list):
         value[:] = saved
     elif isinstance(value, Tensor):
-        with torch.no_grad():
-            writable(value).copy_(writable(saved))
+        write_into(value, saved)
     else:
         value.load_state_dict(_like(value.state_dict(), saved))
 
