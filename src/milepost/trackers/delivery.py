@@ -3,12 +3,14 @@
 The straight road: open, write batches, flush, save the cursor, close. Whatever goes wrong leaves through an exception;
 :mod:`milepost.trackers.follower` decides what becomes of it.
 
-**Invariants**: at most one batch is in memory. The cursor is saved only after the guest's flush returned.
+**Invariants**: at most one batch is in memory. The cursor is saved only after the guest's flush returned and
+what it acknowledged has settled.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ class Pace:
         flush_every: Longest time between two flushes while there is more to write.
         poll_every: How often the log is looked at when there was nothing new.
         backoff: Waits after the first, second, ... failure in a row; after the last the guest is parked.
+        settle: How long what a guest's flush acknowledged can still be lost by a crash of the guest's own process; the
+            saved cursor lags by this.
         patience: A call that takes longer than this is reported as hanging.
     """
 
@@ -39,6 +43,7 @@ class Pace:
     flush_every: float = 1.0
     poll_every: float = 1.0
     backoff: tuple[float, ...] = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0)
+    settle: float = 0.0
     patience: float = 60.0
 
 
@@ -49,33 +54,39 @@ class Delivery:
         self,
         build: Callable[[], Tracker],
         run: RunDescription,
+        *,
         open_source: OpenSource,
         cursor_path: Path,
         on_progress: Callable[[int], None],
+        pace: Pace,
     ) -> None:
         self._build = build
         self._run = run
         self._open_source = open_source
         self._cursor_path = cursor_path
         self._on_progress = on_progress
+        self._pace = pace
+        self._settling: deque[tuple[float, Cursor]] = deque()
         self._tracker: Tracker | None = None
         self._saved = load_cursor(cursor_path)
+        self._acknowledged = self._saved.guest
         self._feed = Feed(open_source, self._saved.position)
         self._unflushed = 0
         self._flushed_at = time.monotonic()
         #: ``time.monotonic()`` at which the guest was called, None while it is not in a call.
         self.calling_since: float | None = None
 
-    def advance(self, pace: Pace) -> bool:
+    def advance(self) -> bool:
         """Hand over at most one batch; True if there was something in the log."""
-        records, taken = self._feed.read(pace.batch)
+        records, taken = self._feed.read(self._pace.batch)
         if records:
             if self._tracker is None and not self._open():
                 return True
             self._write(records)
         self._unflushed += taken
-        if self._unflushed and (not taken or time.monotonic() - self._flushed_at >= pace.flush_every):
+        if self._unflushed and (not taken or time.monotonic() - self._flushed_at >= self._pace.flush_every):
             self._flush()
+        self._save_settled()
         return taken > 0
 
     def finish(self) -> None:
@@ -86,7 +97,7 @@ class Delivery:
             return
         with self._guest_called():
             self._tracker.close(self._feed.end)
-        self._save(self._saved.guest, closed=self._feed.end is not None)
+        self._save(self._cursor(self._acknowledged, closed=self._feed.end is not None))
 
     def abandon(self) -> None:
         """After a call that raised: let the guest release what it holds. What that raises is of no interest."""
@@ -103,6 +114,7 @@ class Delivery:
             return True
         self._tracker = None
         self._saved = Cursor()
+        self._acknowledged = self._saved.guest
         self._feed = Feed(self._open_source, {})
         self._unflushed = 0
         return False
@@ -113,18 +125,27 @@ class Delivery:
             self._tracker.write(records)
 
     def _flush(self) -> None:
-        guest = self._saved.guest
         if self._tracker is not None:
             with self._guest_called():
-                guest = self._tracker.flush()
-        self._save(guest, closed=False)
+                self._acknowledged = self._tracker.flush()
+        self._settling.append((time.monotonic() + self._pace.settle, self._cursor(self._acknowledged, closed=False)))
         self._on_progress(self._unflushed)
         self._unflushed = 0
         self._flushed_at = time.monotonic()
 
-    def _save(self, guest: Mapping[str, Any], *, closed: bool) -> None:
-        self._saved = Cursor(position=self._feed.position(), guest=guest, closed=closed)
-        save_cursor(self._cursor_path, self._saved)
+    def _save_settled(self) -> None:
+        settled = None
+        while self._settling and self._settling[0][0] <= time.monotonic():
+            _, settled = self._settling.popleft()
+        if settled is not None:
+            self._save(settled)
+
+    def _cursor(self, guest: Mapping[str, Any], *, closed: bool) -> Cursor:
+        return Cursor(position=self._feed.position(), guest=guest, closed=closed)
+
+    def _save(self, cursor: Cursor) -> None:
+        self._saved = cursor
+        save_cursor(self._cursor_path, cursor)
 
     @contextmanager
     def _guest_called(self) -> Iterator[None]:

@@ -186,11 +186,11 @@ class Follower:
         return True
 
     def _follow(self) -> None:
-        delivery = Delivery(self._build, self._run, self._open_source, self._cursor_path, self._progressed)
+        delivery = Delivery(self._build, self._run, self._open_source, self._cursor_path, self._progressed, self._pace)
         self._delivery = delivery
         while True:
             last = self._finishing
-            self._behind = delivery.advance(self._pace)
+            self._behind = delivery.advance()
             if self._behind:
                 continue
             if last:

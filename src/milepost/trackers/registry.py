@@ -14,17 +14,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any, cast
 
 from milepost.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
 from milepost.core.events import Noticed
-from milepost.trackers.protocol import Tracker
+from milepost.trackers.delivery import Pace
+from milepost.trackers.feed import OpenSource
+from milepost.trackers.follower import Follower
+from milepost.trackers.protocol import RunDescription, Tracker
 
-__all__ = ["GuestPlan", "build_tracker", "guests_for"]
+__all__ = ["GuestPlan", "build_tracker", "follower_for", "guests_for"]
 
 _GROUP = "milepost.trackers"
 _TENSORBOARD = "milepost.trackers.tensorboard:TensorboardTracker"
 _WANDB = "milepost.trackers.wandb:WandbTracker"
+#: W&B's service process uploads every 15 seconds; what it holds until then dies with it.
+_WANDB_SETTLES = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +78,26 @@ def build_tracker(plan: GuestPlan, notice: Callable[[Noticed], None]) -> Tracker
             cure="install its package again, or take it out of trackers",
         ) from error
     return cast("Tracker", make(notice) if plan.factory == _WANDB else make())
+
+
+def follower_for(
+    plan: GuestPlan,
+    run: RunDescription,
+    *,
+    open_source: OpenSource,
+    cursor_path: Path,
+    notice: Callable[[Noticed], None],
+) -> Follower:
+    """The follower that tells ``run`` to this guest; not started yet."""
+    return Follower(
+        plan.name,
+        lambda: build_tracker(plan, notice),
+        run,
+        open_source=open_source,
+        cursor_path=cursor_path,
+        notice=notice,
+        pace=Pace(settle=_WANDB_SETTLES if plan.factory == _WANDB else 0.0),
+    )
 
 
 def _installed(name: str) -> GuestPlan:

@@ -7,7 +7,8 @@ files that ``wandb sync`` uploads later.
 **Invariants**: W&B's own step counts the rows that were told, and the count is part of the cursor: a row that is told
 twice has the same step both times, and W&B keeps the first. The step of the training is the x axis of every chart.
 
-**On crash**: W&B's service process outlives a killed companion long enough to write what it was given.
+**On crash**: W&B's service process dies with the companion and loses what it had not yet written, or uploaded. The
+cursor therefore lags (:class:`milepost.trackers.delivery.Pace`), and those rows are told again.
 """
 
 from __future__ import annotations
@@ -109,13 +110,12 @@ class WandbTracker:
 
     def close(self, end: StatusChanged | None) -> None:
         """Finish the W&B run with the state of the run, and wait until it is uploaded."""
-        if self._run is None:
-            self._forget_failed_start()
-            return
-        if end is not None and end.summary:
-            self._run.summary.update(end.summary)
-        self._run.finish(exit_code=_KILLED if end is None else _EXIT_CODES.get(end.status, _KILLED))
-        self._run = None
+        if self._run is not None:
+            if end is not None and end.summary:
+                self._run.summary.update(end.summary)
+            self._run.finish(exit_code=_KILLED if end is None else _EXIT_CODES.get(end.status, _KILLED))
+            self._run = None
+        self._end_service()
 
     def _opened(self) -> Any:
         if self._run is None:
@@ -167,17 +167,24 @@ class WandbTracker:
 
     def _log_checkpoint(self, event: CheckpointChanged) -> None:
         info = event.info
+        path = info.get("path", "")
+        if not os.path.isfile(path):  # a checkpoint that retention has removed since
+            return
         artifact = self._wandb.Artifact(
             f"{self._run_id}-checkpoint",
             type="model",
             metadata={name: info[name] for name in ("step", "epoch", "metrics", "format", "size") if name in info},
         )
-        artifact.add_reference(f"file://{info.get('path', event.filename)}", name=event.filename, checksum=False)
+        artifact.add_reference(f"file://{path}", name=event.filename, checksum=False)
         best = ["best"] if info.get("is_best") else []
         self._opened().log_artifact(artifact, aliases=["latest", f"step-{event.step}", *best])
 
-    def _forget_failed_start(self) -> None:
-        """The service process keeps the id of a start that failed in use, so only a new one can start again."""
+    def _end_service(self) -> None:
+        """Wait until W&B's service process has ended, unless somebody else in this process uses it.
+
+        Only then everything is in its file: ``finish`` may return before. After a start that failed it is the only way
+        to start again, because the process keeps the id in use.
+        """
         if self._wandb is not None and self._wandb.run is None:
             self._wandb.teardown()
 

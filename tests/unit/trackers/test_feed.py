@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 
-from tests.unit.trackers.story import LOG, identified, metrics, record, source_of, told
-
 from milepost.core.events import Deferred, Event, Metrics, StatusChanged
 from milepost.trackers.feed import Feed
+from tests.unit.trackers.story import LOG, identified, metrics, record, source_of, told
 
 OTHER_LOG = bytes(range(16, 32))
 

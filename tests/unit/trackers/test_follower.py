@@ -9,6 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from milepost.core.errors import MissingDependencyError
+from milepost.core.events import Noticed, StatusChanged
+from milepost.runs.scan import LoggedRecord
+from milepost.trackers.cursor import load_cursor
+from milepost.trackers.protocol import RunDescription
 from tests.unit.trackers.story import (
     LOG,
     QUICK,
@@ -24,12 +30,6 @@ from tests.unit.trackers.story import (
     told,
     training,
 )
-
-from milepost.core.errors import MissingDependencyError
-from milepost.core.events import Noticed, StatusChanged
-from milepost.runs.scan import LoggedRecord
-from milepost.trackers.cursor import load_cursor
-from milepost.trackers.protocol import RunDescription
 
 
 def _soon() -> float:
@@ -304,3 +304,20 @@ def test_logs_of_other_ranks_alone_wake_no_guest(tmp_path: Path):
 def test_a_description_survives_its_way_to_the_companion():
     run = RunDescription(id="a", name="b", tags=("x",), folder=Path("/runs/a"), hyperparameters={"lr": 0.1})
     assert RunDescription.from_dict(run.to_dict()) == run
+
+
+def test_the_cursor_of_a_guest_that_needs_time_to_settle_lags_until_the_end(tmp_path: Path):
+    memory, flushed, path = Memory(), threading.Event(), tmp_path / "guest-diary.json"
+
+    class Tells(Diary):
+        def flush(self) -> Mapping[str, object]:
+            flushed.set()
+            return super().flush()
+
+    one = follower(tmp_path, lambda: Tells(memory), told(training(5)), pace=replace(QUICK, settle=3600.0))
+    one.start()
+    assert flushed.wait(30)
+    assert not path.exists()
+    assert one.finish(_soon())
+    assert load_cursor(path).guest == {"told": 5}
+    assert load_cursor(path).closed
