@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import milepost
-from training_script import Script, run_script
+from tests.contract.training_script import Script, run_script
 
 LOGS_FOR_EVER = """
     import milepost
@@ -58,7 +58,7 @@ def test_a_finished_run_leaves_metadata_metrics_summary_and_console(tmp_path):
     assert metadata["status"] == "completed"
     assert metadata["tags"] == ["a", "b"]
     assert metadata["notes"] == "a note"
-    assert metadata["environment"]["python"]
+    assert metadata["environment"]["python_version"]
     assert list(run.series("loss").step) == list(range(10))
     assert list(run.series("nested/x").value) == list(range(10))
     summary = json.loads((tmp_path / "experiments" / run.id / "summary.json").read_text())

@@ -40,8 +40,9 @@ from milepost.companion.messages import (
 )
 from milepost.core.errors import StorageError
 from milepost.core.saying import say
+from milepost.io.locks import lend_lock
 from milepost.io.memory import SharedSegment
-from milepost.io.process import start_python
+from milepost.io.process import open_pidfd, start_python
 from milepost.runs.durable_log import Drain
 from milepost.runs.layout import RunLayout
 from milepost.runs.log import LogWriter
@@ -106,20 +107,39 @@ class CompanionProcess:
     def _launch(self) -> None:
         """Start a companion and hand over all that is not durable yet."""
         with self._lock:
+            self._launches.append(time.monotonic())
             channel, theirs = Channel.pair()
+            alive = self._lock_for_companion()
+            inherited = [fd for fd in (theirs.fileno(), alive) if fd is not None]
             try:
-                self._process = start_python(_BOOTSTRAP, [str(theirs.fileno())], pass_fds=(theirs.fileno(),))
+                self._process = start_python(_BOOTSTRAP, [str(theirs.fileno())], pass_fds=inherited)
             finally:
                 theirs.close()
-            self._launches.append(time.monotonic())
+                if alive is not None:
+                    os.close(alive)
             self._channel = channel
-            channel.send(msgspec.structs.replace(self._hello, durable=self._durable, started=len(self._launches) > 1))
+            self._introduce(channel)
             self._unsent = sorted(self._segments)
             self._send_segments()
             self._arena_sent = None
             self.writer.forget_committed()
             for number, job in self.writer.uncommitted():
                 self._send_save(number, job)
+
+    def _lock_for_companion(self) -> int | None:
+        """What tells a later attempt that a companion is at work, even if it has not executed its first line yet."""
+        path = RunLayout.from_dict(self._hello.layout).companion_lock(self._hello.log_id, len(self._launches))
+        with contextlib.suppress(OSError):
+            return lend_lock(path)
+        return None
+
+    def _introduce(self, channel: Channel) -> None:
+        """Say who we are, with a descriptor of this very process: we may be dead before the companion has started."""
+        hello = msgspec.structs.replace(self._hello, durable=self._durable, launch=len(self._launches))
+        pidfd = open_pidfd(self._hello.pid)
+        channel.send(hello, () if pidfd is None else (pidfd,))
+        if pidfd is not None:
+            os.close(pidfd)
 
     def _send_segments(self) -> None:
         while self._unsent and self._channel is not None:

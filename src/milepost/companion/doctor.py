@@ -84,7 +84,7 @@ def _examine_run(layout: RunLayout, found: Callable[[Finding], None], *, dry_run
     unfinished = [guest for guest in _guests(layout) if not load_cursor(layout.cursor(guest)).closed]
     died = state.source == "lock"  # nobody wrote it down: it was derived from a lock that nobody holds
     missing = [path.name for path in (layout.summary, layout.metrics_json) if not path.exists()]
-    locks = [path for path in layout.log.glob("*.lock") if not is_held(path)]
+    locks = [path for kind in ("*.lock", "*.companion") for path in layout.log.glob(kind) if not is_held(path)]
     if died:
         found(_finding(layout, f"died at step {state.last_step}, nobody recorded it", "recorded as killed", dry_run))
     if missing:
@@ -144,7 +144,6 @@ def _hello_of(layout: RunLayout, state: RunState) -> Hello:
         rank=0,
         world_size=1,
         facts={},
-        started=True,
     )
 
 

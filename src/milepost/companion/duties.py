@@ -87,7 +87,7 @@ class Duties:
         """Begin to follow the log, and capture what this attempt runs in."""
         for follower in self._followers:
             follower.start()
-        if self._hello.rank == 0 and not self._hello.started and self._hello.facts:
+        if self._hello.rank == 0 and self._hello.launch == 1 and self._hello.facts:
             self._capturing = threading.Thread(target=self._capture, name="milepost-capture", daemon=True)
             self._capturing.start()
 

@@ -38,7 +38,8 @@ class RecordKeeper:
         """Cut ``experiment.log`` back to the cursor; False if it is shorter than that."""
         wanted = int(cursor.get("console", 0))
         path = self._layout.console
-        present = path.stat().st_size if path.exists() else 0
+        path.touch()  # a run that printed nothing has an empty one
+        present = path.stat().st_size
         self._length = min(wanted, present)
         if present > self._length:
             os.truncate(path, self._length)

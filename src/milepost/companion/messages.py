@@ -37,8 +37,8 @@ _LARGEST_PACKET = 1 << 17
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """First message, also to a companion that replaces a dead one.
 
-    ``durable`` is the position up to which the log is known to be on disk; ``started`` says that an earlier companion
-    already did what is done once per attempt.
+    ``durable`` is the position up to which the log is known to be on disk; ``launch`` counts the companions of this
+    process from 1: what is done once per attempt is done by the first.
     """
 
     layout: dict[str, Any]
@@ -53,7 +53,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     world_size: int
     facts: dict[str, Any]
     durable: int = 0
-    started: bool = False
+    launch: int = 1
 
 
 class SegmentShared(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -9,6 +9,7 @@ what is left, records how the trainer ended, finishes the checkpoints, and leave
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -37,7 +38,7 @@ from milepost.core.errors import StorageError
 from milepost.core.events import Noticed, StatusChanged
 from milepost.core.saying import keep_own_log, logger
 from milepost.io.memory import SharedSegment
-from milepost.io.process import ProcessIdentity, exit_cause, is_alive, lower_priority, open_pidfd
+from milepost.io.process import ProcessIdentity, exit_cause, is_alive, lower_priority
 from milepost.runs.durable_log import Drain
 from milepost.runs.ending import terminal_status
 from milepost.runs.layout import RunLayout
@@ -61,10 +62,10 @@ def main() -> None:
     received = channel.receive()
     if received is None or not isinstance(received[0], Hello):
         return
-    hello = received[0]
+    hello, descriptors = received[0], received[1]
     keep_own_log(hello.layout["logs_dir"], os.getpid())
     try:
-        Companion(channel, hello).run()
+        Companion(channel, hello, pidfd=descriptors[0] if descriptors else None).run()
     except Exception:
         logger.exception("the companion stopped over a fault of its own")
         raise
@@ -75,13 +76,13 @@ def main() -> None:
 class Companion:
     """The loop of the companion process."""
 
-    def __init__(self, channel: Channel, hello: Hello) -> None:
+    def __init__(self, channel: Channel, hello: Hello, *, pidfd: int | None) -> None:
         self._channel = channel
         self._hello = hello
         self._trainer = ProcessIdentity(
             host=hello.host, boot_id=hello.boot_id, pid=hello.pid, start_time=hello.start_time
         )
-        self._pidfd = open_pidfd(hello.pid)
+        self._pidfd = pidfd
         self._layout = RunLayout.from_dict(hello.layout)
         self._drain = Drain(self._layout, hello.log_id)
         if hello.durable:
@@ -120,7 +121,7 @@ class Companion:
 
     def _receive(self, timeout: float) -> None:
         socket_fd = self._channel.fileno()
-        watched = [socket_fd] if self._pidfd is None else [socket_fd, self._pidfd]
+        watched = [fd for fd in (socket_fd, self._pidfd) if fd is not None]
         ready, _, _ = select.select(watched, [], [], timeout)
         while socket_fd in ready:
             received = self._channel.receive()
@@ -219,6 +220,7 @@ class Companion:
     def _end(self) -> None:
         if self._finish is None:
             self._wait_for_death()
+            self._receive(0.0)  # what the trainer handed over and we had no time to take
         self._drain_once(finishing=True)
         self._sync_once()
         if self._finish is None:
@@ -230,6 +232,8 @@ class Companion:
         self._outbox.append(Finished(left=left))
         self._send()
         self._duties.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._layout.companion_lock(self._hello.log_id, self._hello.launch))
 
     def _wait_for_death(self) -> None:
         """The socket may close a moment before the process is gone; how it ended is known only then."""
@@ -242,13 +246,8 @@ class Companion:
             return
         cause = exit_cause(self._pidfd, self._hello.pid)
         self._duties.record(death_of(cause.exit_code, cause.signal))
-        self._remove_trainers_lock()
-
-    def _remove_trainers_lock(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             os.unlink(self._layout.log_lock(self._hello.log_id))
-        except OSError:
-            logger.debug("the trainer's lock file is already gone")
 
     def _tell_waiting(self, text: str) -> None:
         self._outbox.append(Waiting(text=text))

@@ -24,10 +24,12 @@ from milepost.io.durable import storage_error
 
 if sys.platform == "win32":
     import msvcrt
+
+    fcntl = None
 else:
     import fcntl
 
-__all__ = ["OwnedLock", "exclusive", "is_held"]
+__all__ = ["OwnedLock", "exclusive", "is_held", "lend_lock"]
 
 _Inode = tuple[int, int]
 _owned: dict[_Inode, OwnedLock] = {}
@@ -106,6 +108,26 @@ def is_held(path: str | os.PathLike[str]) -> bool:
         return _is_locked_elsewhere(fd)
     finally:
         os.close(fd)
+
+
+def lend_lock(path: str | os.PathLike[str]) -> int | None:
+    """Take a lock that a child process keeps: held as long as any process has the descriptor open.
+
+    A parent that hands the descriptor on and closes its own is sure that the lock is held from before the child's first
+    instruction to after its last. :func:`is_held` sees it.
+
+    Returns:
+        The descriptor; None where the system has no such locks (they belong to the open file, not to a process).
+    """
+    if not hasattr(fcntl, "F_OFD_SETLK"):
+        return None
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def _chain_signal(name: str, number: int) -> None:
     by_default = previous in {signal.SIG_DFL, signal.default_int_handler}
 
     def handler(received: int, frame: FrameType | None) -> None:
-        goes_on = any([run.signal_came(name) for run in list(_hooks.live)])  # every run hears it
+        goes_on = any([run.signal_came(name) for run in list(_hooks.live)])  # noqa: C419 - every run must hear it
         if callable(previous) and not (by_default and goes_on):
             previous(received, frame)
         elif previous == signal.SIG_DFL and not goes_on:

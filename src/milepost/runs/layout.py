@@ -3,7 +3,8 @@
 ::
 
     experiments/<id>/   metadata.json  metrics.json  summary.json  experiment.log  media/  code/
-    metrics/<id>/       wal-<log id>-<first sequence>[.n].mlog  <log id>.lock  guest-<name>.json
+    metrics/<id>/       wal-<log id>-<first sequence>[.n].mlog  <log id>.lock  <log id>-<n>.companion
+                        guest-<name>.json
     checkpoints/        checkpoint files of all runs
     logs/               milepost-<pid>.log
     runs/<id>/          TensorBoard event files
@@ -157,6 +158,10 @@ class RunLayout:
     def log_lock(self, log_id: bytes) -> Path:
         """Held by the process that writes the log ``log_id``, as long as it lives."""
         return self.log / f"{log_id.hex()}.lock"
+
+    def companion_lock(self, log_id: bytes, number: int) -> Path:
+        """Held by the ``number``-th companion of the log's writer, from before it starts until it has left."""
+        return self.log / f"{log_id.hex()}-{number}.companion"
 
     def cursor(self, guest: str) -> Path:
         """How far the guest ``guest`` has read."""

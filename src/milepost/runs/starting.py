@@ -1,8 +1,8 @@
 """Which run does a start begin, or go on with?
 
-A new run reserves its folder by creating it: ids never collide, whatever else starts at the same moment. A continued run
-is found by its identity: the user's key, else the scheduler's job, else name, hyperparameters and script. One critical
-section per run makes sure that two processes never go on with the same run at once.
+A new run reserves its folder by creating it: ids never collide, whatever else starts at the same moment. A continued
+run is found by its identity: the user's key, else the scheduler's job, else name, hyperparameters and script. One
+critical section per run makes sure that two processes never go on with the same run at once.
 
 **Invariants**: a completed run is never continued by ``resume="auto"``; a live run is never continued at all.
 """
@@ -84,7 +84,7 @@ def find_run(config: ExperimentConfig, resume: str, identity: ResumeIdentity) ->
     if resume == "never":
         return None
     if resume not in {"auto", "must"}:
-        if not isinstance(resume, str) or not is_safe_id(resume):
+        if not is_safe_id(resume):
             raise InvalidInputError(
                 f"resume is {resume!r}", cure="give 'never', 'auto', 'must', or the id of a run (`milepost runs`)"
             )

@@ -76,8 +76,14 @@ def run_state(layout: RunLayout) -> RunState:
     """Derive the state of the run from its logs and locks; reads the ends of the logs only."""
     logs = [(log, writer) for log in read_log_files(layout.log) if (writer := writer_of(log)) is not None]
     unknown = _held_without_log(layout, {log.log_id for log, _ in logs})
+    companion = _companion_lives(layout)
     if not logs:
-        return RunState(status="running" if unknown else "killed", live=unknown, holder="a process that just started")
+        return RunState(
+            status="running" if unknown else "killed",
+            live=unknown or companion,
+            finishing=companion and not unknown,
+            holder="a process that just started" if unknown or companion else "",
+        )
     attempt = max(writer.attempt for _, writer in logs)
     processes = [
         _Process(writer=writer, log=log, records=tail(log), alive=is_held(layout.log_lock(log.log_id)))
@@ -94,8 +100,8 @@ def run_state(layout: RunLayout) -> RunState:
         state,
         attempt=attempt,
         last_step=_last_step(trainer),
-        live=state.live or any(p.alive for p in processes),
-        finishing=state.status not in STILL_GOING and any(p.alive for p in processes),
+        live=state.live or companion or any(p.alive for p in processes),
+        finishing=state.status not in STILL_GOING and (companion or any(p.alive for p in processes)),
         holder=state.holder or _holder(processes),
     )
 
@@ -154,6 +160,11 @@ def _held_without_log(layout: RunLayout, known: set[bytes]) -> bool:
         return False
     locks = {name for name in names if name.endswith(".lock")} - {layout.log_lock(log_id).name for log_id in known}
     return any(is_held(layout.log / name) for name in locks)
+
+
+def _companion_lives(layout: RunLayout) -> bool:
+    """A companion that has not yet opened its log is there too: its trainer may be dead before it has started."""
+    return any(is_held(path) for path in layout.log.glob("*.companion"))
 
 
 def _is_of_this_machine(writer: Identified) -> bool:

@@ -14,11 +14,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from milepost.checkpoint.checkpointer import ModelCheckpointer
 from milepost.companion.client import CompanionProcess
-from milepost.companion.inline import InlineCompanion
 from milepost.companion.messages import Hello
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import ConflictError
@@ -40,6 +39,9 @@ from milepost.runs.projections import read_metadata, write_metadata
 from milepost.runs.segment import new_log_id
 from milepost.runs.starting import differing_keys, find_run, reserve_run, resume_identity, wait_until_idle
 from milepost.system.request import StartRequest, script_of_this_process
+
+if TYPE_CHECKING:
+    from milepost.companion.inline import InlineCompanion
 
 __all__ = ["launch"]
 
@@ -280,6 +282,8 @@ def _log_and_companion(
         ticks += [ClockKeeper(writer).tick, values.poll, stop.poll]
         process.start(writer)
         return writer, process, values
+    from milepost.companion.inline import InlineCompanion  # brings all duties along
+
     inline = InlineCompanion(hello, every_tick=every_tick)
     direct = DirectLog(layout, opened.log_id, on_bad_value=_tell_bad_value, strict=config.strict)
     values = _begin_log(direct, hello)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from milepost.core.config import ExperimentConfig, is_disabled
 from milepost.core.errors import ConflictError, InvalidCallError
 from milepost.core.saying import say
 from milepost.run import DisabledRun, Run
 from milepost.runs.endings import in_notebook
-from milepost.runs.store import RunReader, Store
-from milepost.runs.store import open as open_store
 from milepost.system.launch import launch
 from milepost.system.request import make_request
+
+if TYPE_CHECKING:
+    from milepost.runs.store import RunReader, Store
 
 __all__ = ["ExperimentTracker"]
 
@@ -125,4 +126,6 @@ class ExperimentTracker:
         return self._store()[experiment_id]
 
     def _store(self) -> Store:
+        from milepost.runs.store import open as open_store
+
         return open_store(self.config.experiment_dir)
