@@ -66,8 +66,9 @@ class BlockWriter:
                     outbox.add(*share, compression=self._compression)
             outbox.flush()
 
-        # one more thread than cores: whenever one waits for the disk, another has a core
-        share_out(_shares(layout), work, threads=threads + 1)
+        # one more thread than cores: whenever one waits for the disk, another has a core; but each fills its buffer
+        useful = 1 + sum(source.nbytes for source in layout.sources) // _BUFFER_BYTES
+        share_out(_shares(layout), work, threads=min(threads + 1, useful))
         return digests
 
     def reserve(self, length: int) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +55,10 @@ def save(path: Path, arrays: dict[str, np.ndarray[Any, Any]], **fields: Any) -> 
     entries, arena = stage(arrays, fields.pop("dtypes", None))
     commit(make_job(path, entries, arena, **fields), arena)
     return path
+
+
+def run_python(code: str, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that imports from where this one does."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])}
+    command = [*launcher, sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

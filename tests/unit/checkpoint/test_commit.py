@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 from milepost.checkpoint.commit import commit, remove_stale_temporaries, verify
 from milepost.core.errors import ConflictError, StorageError
 from milepost.io.direct import NewFile
-from tests.unit.checkpoint.container_samples import make_job, save, stage
+from tests.unit.checkpoint.container_samples import make_job, run_python, save, stage
 
 ARRAYS = {"w": np.arange(300_000, dtype=np.float32)}
 
@@ -114,16 +113,14 @@ def test_a_file_whose_name_could_not_be_made_durable_is_not_left(path: Path, mon
 @pytest.mark.parametrize("limit", [5_000, 500_000])
 def test_a_limit_of_the_file_size_is_an_error_like_any_other(path: Path, limit: int) -> None:
     code = (
-        "import sys, resource; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, resource; from pathlib import Path\n"
         "import numpy as np; from tests.unit.checkpoint.container_samples import save\n"
         "from milepost.core.errors import StorageError\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)\n"
-        "try: save(Path(sys.argv[2]), {'w': np.random.default_rng(0).random(300_000)})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+        "try: save(Path(sys.argv[1]), {'w': np.random.default_rng(0).random(300_000)})\n"
         "except StorageError as error: print(error); sys.exit(7)"
     )
-    here = str(Path(__file__).parents[3])
-    command = [sys.executable, "-c", code, here, str(path), str(limit)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = run_python(code, str(path), str(limit))
     assert ended.returncode == 7, ended.stderr
     assert "file too large" in ended.stdout
     assert list(path.parent.iterdir()) == []
@@ -136,20 +133,18 @@ CAN_MOUNT = shutil.which("unshare") and not subprocess.run(["unshare", "-rm", "t
 @pytest.mark.skipif(not CAN_MOUNT, reason="may not mount a small disk here")
 def test_on_a_full_disk_the_older_checkpoint_stays_whole(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "import os, sys; from pathlib import Path\n"
         "import numpy as np; from tests.unit.checkpoint.container_samples import save\n"
         "from milepost.checkpoint.commit import verify; from milepost.core.errors import StorageError\n"
         "noise = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8)\n"
-        "disk = Path(sys.argv[2]); save(disk / 'checkpoint_1.milepost', {'w': noise})\n"
+        "disk = Path(sys.argv[1]); save(disk / 'checkpoint_1.milepost', {'w': noise})\n"
         "for compression in (True, False):\n"
         "    try: save(disk / 'checkpoint_2.milepost', {'w': noise}, compression=compression)\n"
         "    except StorageError as error: print(error)\n"
         "verify(disk / 'checkpoint_1.milepost'); print(os.listdir(disk))"
     )
-    here = str(Path(__file__).parents[3])
-    mount = 'mount -t tmpfs -o size=1536k none "$3" && exec "$0" -c "$1" "$2" "$3"'
-    command = ["unshare", "-rm", "sh", "-c", mount, sys.executable, code, here, str(tmp_path)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    mount = 'mount -t tmpfs -o size=1536k none "$3" && exec "$0" "$@"'
+    ended = run_python(code, str(tmp_path), launcher=("unshare", "-rm", "sh", "-c", mount))
     assert ended.stdout.count("no space left on device") == 2
     assert ended.stdout.endswith("['checkpoint_1.milepost']\n")
 

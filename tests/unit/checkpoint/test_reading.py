@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 
 from milepost.checkpoint.commit import verify
 from milepost.checkpoint.reading import open_checkpoint
 from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError
-from tests.unit.checkpoint.container_samples import save
+from tests.unit.checkpoint.container_samples import run_python, save
 
 ARRAYS: dict[str, np.ndarray[Any, Any]] = {
     "weight": np.linspace(-1, 1, 60, dtype=np.float32),
@@ -83,6 +83,32 @@ def test_a_hole_of_zeros_gives_no_wrong_tensor(path: Path) -> None:
         assert read_or_refuse(path) or content[start : start + 1024] == bytes(1024)
 
 
+def test_a_piece_missing_in_the_middle_is_noticed_when_the_file_is_opened(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + content[8192:])
+    with pytest.raises(CorruptDataError, match="the trailer speaks of 12288 bytes"):
+        open_checkpoint(path)
+
+
+def test_the_digest_of_a_tensor_catches_what_the_checksums_of_its_blocks_cannot(path: Path) -> None:
+    """As if the codec, not the disk, had changed a number: all checksums of stored bytes are right."""
+    content = bytearray(path.read_bytes())
+    _, block, manifest, trailer = parts(path)[0], parts(path)[1], parts(path)[-2], parts(path)[-1]
+    before = f"{xxhash.xxh3_64_intdigest(content[block.start : block.stop]):016x}".encode()
+    content[block.start] ^= 1
+    after = f"{xxhash.xxh3_64_intdigest(content[block.start : block.stop]):016x}".encode()
+    text = content[manifest.start : manifest.stop].replace(before, after)
+    content[manifest.start : manifest.stop] = text
+    sealed = content[trailer.start : trailer.stop - 8]
+    sealed[32:48] = xxhash.xxh3_128_digest(text)
+    content[trailer.start :] = sealed + struct.pack("<Q", xxhash.xxh3_64_intdigest(sealed))
+    path.write_bytes(content)
+    with open_checkpoint(path) as file, pytest.raises(CorruptDataError, match=r"'weight' .*its digest is wrong"):
+        file.read_all()
+    with pytest.raises(CorruptDataError, match="its digest is wrong"):
+        verify(path)
+
+
 def test_appended_bytes_are_refused(path: Path) -> None:
     with open(path, "ab") as file:
         file.write(bytes(4096))
@@ -140,10 +166,6 @@ def test_what_is_not_there_is_said(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_of_a_later_version_is_told_from_a_damaged_one(path: Path) -> None:
-    import struct
-
-    import xxhash
-
     body = struct.pack("<8sI44x", b"\x89MPCKPT\n", 1)
     with open(path, "r+b") as stream:
         stream.write(body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body)))
@@ -166,12 +188,12 @@ def test_the_file_is_closed_with_its_reader_and_when_it_is_refused(path: Path) -
 
 def test_reading_and_writing_need_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "import sys; from pathlib import Path\n"
         "import numpy as np; from tests.unit.checkpoint.container_samples import save\n"
         "from milepost.checkpoint.reading import open_checkpoint\n"
-        "path = save(Path(sys.argv[2]) / 'checkpoint_1.milepost', {'w': np.ones(3)})\n"
+        "path = save(Path(sys.argv[1]) / 'checkpoint_1.milepost', {'w': np.ones(3)})\n"
         "assert open_checkpoint(path)['w'].sum() == 3\n"
         "assert 'torch' not in sys.modules"
     )
-    here = str(Path(__file__).parents[3])
-    subprocess.run([sys.executable, "-c", code, here, str(tmp_path)], check=True)
+    ended = run_python(code, str(tmp_path))
+    assert ended.returncode == 0, ended.stderr

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import types
 from collections import OrderedDict, defaultdict, deque
 from contextlib import suppress
@@ -23,6 +21,7 @@ from hypothesis import strategies as st
 from milepost.checkpoint.tree import EnumMember, PlainFields, decode_tree, encode_tree
 from milepost.checkpoint.tree_decoder import _DECODERS
 from milepost.core.errors import CorruptDataError, InvalidInputError
+from tests.unit.checkpoint.container_samples import run_python
 
 
 def no_leaf(_: object) -> None:
@@ -267,7 +266,7 @@ def test_the_tree_can_be_read_and_written_without_importing_torch() -> None:
         "assert decode_tree(encode_tree({'a': (1, 2.5)}, leaf=lambda _: None), leaf=int) == {'a': (1, 2.5)};"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert run_python(code).returncode == 0
 
 
 @pytest.mark.parametrize(
