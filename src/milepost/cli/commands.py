@@ -27,23 +27,21 @@ def _store(folder: Path | None) -> Store:
 def status(folder: Path | None, as_json: bool) -> None:
     """What runs here, and if nothing does, how the newest run ended."""
     from milepost.cli.pages import print_status
-    from milepost.cli.views import run_line
+    from milepost.cli.views import status_view
 
-    store = _store(folder)
-    lines = [run_line(run) for run in store.runs()]
-    going = [line for line in lines if line.status in {"running", "paused", "unsure"}]
+    view = status_view(_store(folder))
     if as_json:
-        print_json({"folder": store.folder, "running": going, "newest": lines[0] if lines else None})
+        print_json(view)
     else:
-        print_status(going, lines[0] if lines else None, str(store.folder))
+        print_status(view)
 
 
 def runs(folder: Folder = None, as_json: AsJson = False) -> None:
     """All runs, newest first."""
     from milepost.cli.pages import print_runs
-    from milepost.cli.views import run_line
+    from milepost.cli.views import run_lines
 
-    lines = [run_line(run) for run in _store(folder).runs()]
+    lines = run_lines(_store(folder).runs())
     if as_json:
         print_json(lines)
     else:

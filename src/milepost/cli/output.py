@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from milepost.cli.words import plain
@@ -49,18 +49,45 @@ def print_line(*cells: Cell) -> None:
     _console().print(Text(" ").join(_text(cell) for cell in cells), soft_wrap=True)
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], *, numbers: Sequence[str] = ()) -> None:
-    """Aligned columns without a frame; those named in ``numbers`` stand to the right. No rows, no output."""
+def print_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    numbers: Collection[str] = (),
+    whole: Collection[str] = (),
+) -> None:
+    """Aligned columns without a frame; no rows, no output.
+
+    Args:
+        headings: Empty for a table without them.
+        rows: A cell per column.
+        numbers: Columns that stand to the right.
+        whole: Columns that are not cut where a terminal is too narrow for all: others are.
+    """
     if not rows:
         return
+    from rich.cells import cell_len
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        table.add_row(*map(_text, row))
-    _console().print(table)
+    table = Table(box=None, pad_edge=False, show_header=bool(headings), header_style="dim", padding=(0, 3, 0, 0))
+    cells = [[_text(cell) for cell in row] for row in rows]
+    for number, heading in enumerate(headings or [""] * len(cells[0])):
+        table.add_column(
+            heading,
+            justify="right" if heading in numbers else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=max(cell_len(row[number].plain) for row in cells) if heading in whole else None,
+        )
+    for row in cells:
+        table.add_row(*row)
+    console = _console()
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def to_json(value: Any) -> Any:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from milepost.cli.output import Cell, print_line, print_table
-from milepost.cli.views import AttemptView, CheckpointView, CodeView, MetricView, NoticeView, RunLine, RunView
+from milepost.cli.views import (
+    AttemptView,
+    CheckpointView,
+    CodeView,
+    MetricView,
+    NoticeView,
+    RunLine,
+    RunView,
+    StatusView,
+)
 from milepost.cli.words import age, count, number, size, state_word, styled_state
 
 __all__ = ["print_checkpoints", "print_code", "print_run", "print_runs", "print_status"]
@@ -36,29 +46,30 @@ def _brief(checkpoint: CheckpointView | None) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return shlex.join(map(_value, value))
     return number(value) if isinstance(value, (int, float)) else str(value)
 
 
-def print_status(lines: Sequence[RunLine], newest: RunLine | None, folder: str) -> None:
+def print_status(view: StatusView) -> None:
     """What runs here; if nothing does, the newest run and how it ended."""
-    if not lines:
-        print_line(f"nothing is running in {folder}")
-    shown = lines or ([newest] if newest else [])
+    if not view.going:
+        print_line(f"nothing is running in {view.folder}")
+    shown = view.going or ((view.newest,) if view.newest else ())
     rows: list[list[Cell]] = [
         [
             _state(line.status, line.signal),
-            (line.name, "bold"),
+            (line.id, "bold"),
             count(line.last_step),
             _brief(line.best),
             f"step {count(line.latest.step)}, {_ago(line.latest.time)}" if line.latest else "-",
-            (line.id, "dim"),
         ]
         for line in shown
     ]
-    print_table(["STATE", "NAME", "STEP", "BEST", "LAST CHECKPOINT", "ID"], rows, numbers=["STEP"])
-    for line in shown:
-        if line.notices:
-            print_line((f"! {line.name}: {line.notices} unsolved: milepost show {line.id}", "yellow"))
+    print_table(["STATE", "RUN", "STEP", "BEST", "LAST CHECKPOINT"], rows, numbers=["STEP"], whole=["STATE", "RUN"])
+    for run_id, notices in view.notices.items():
+        for notice in notices:
+            _print_notice(notice, f"{run_id}: ")
 
 
 def print_runs(lines: Iterable[RunLine]) -> None:
@@ -66,18 +77,17 @@ def print_runs(lines: Iterable[RunLine]) -> None:
     rows: list[list[Cell]] = [
         [
             _state(line.status, line.signal),
-            (line.name, "bold"),
+            (line.id, "bold"),
             _ago(line.since),
             count(line.last_step),
             str(line.attempts),
-            _brief(line.best),
             str(line.checkpoint_count),
-            (line.id, "dim"),
+            _brief(line.best),
         ]
         for line in lines
     ]
-    headings = ["STATE", "NAME", "SINCE", "STEP", "ATTEMPTS", "BEST", "CHECKPOINTS", "ID"]
-    print_table(headings, rows, numbers=["STEP", "ATTEMPTS", "CHECKPOINTS"])
+    headings = ["STATE", "RUN", "SINCE", "STEP", "ATTEMPTS", "SAVED", "BEST"]
+    print_table(headings, rows, numbers=["STEP", "ATTEMPTS", "SAVED"], whole=["STATE", "RUN"])
 
 
 def print_checkpoints(checkpoints: Sequence[CheckpointView]) -> None:
@@ -95,7 +105,7 @@ def print_checkpoints(checkpoints: Sequence[CheckpointView]) -> None:
         for one in checkpoints
     ]
     headings = ["STEP", "MARKS", "SAVED", "SIZE", "STALL", "METRICS", "FILE"]
-    print_table(headings, rows, numbers=["STEP", "SIZE", "STALL"])
+    print_table(headings, rows, numbers=["STEP", "SIZE", "STALL"], whole=["STEP", "FILE"])
 
 
 def _marks(one: CheckpointView) -> str:
@@ -120,7 +130,8 @@ def print_run(view: RunView) -> None:
             print_line(text)
     for text in view.traceback.splitlines():
         print_line((f"  {text}", "red"))
-    _print_notices(view.notices)
+    for notice in view.notices:
+        _print_notice(notice)
     _print_attempts(view.attempts)
     _print_metrics(view.metrics)
     if view.checkpoints:
@@ -147,12 +158,11 @@ def _print_heading(heading: str) -> None:
     print_line((heading, "bold"))
 
 
-def _print_notices(notices: Sequence[NoticeView]) -> None:
-    for notice in notices:
-        since = f" (since step {count(notice.since_step)})" if notice.since_step is not None else ""
-        print_line((f"! {notice.source}: {notice.message}{since}", "yellow"))
-        if notice.cure:
-            print_line(f"  {notice.cure}")
+def _print_notice(notice: NoticeView, prefix: str = "") -> None:
+    since = f" (since step {count(notice.since_step)})" if notice.since_step is not None else ""
+    print_line((f"! {prefix}{notice.source}: {notice.message}{since}", "yellow"))
+    if notice.cure:
+        print_line(f"  {notice.cure}")
 
 
 def _print_attempts(attempts: Sequence[AttemptView]) -> None:
@@ -189,7 +199,7 @@ def _print_fields(heading: str, fields: Mapping[str, Any]) -> None:
     rows: list[list[Cell]] = [[name, _value(value)] for name, value in _flat(fields)]
     if rows:
         _print_heading(heading)
-        print_table(["NAME", "VALUE"], rows)
+        print_table([], rows)
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

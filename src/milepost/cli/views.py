@@ -6,15 +6,19 @@ program can never be told different things; their field names are the stable key
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from milepost.checkpoint.catalog import scan as scan_checkpoints
 from milepost.core.errors import NotFoundError
+from milepost.core.events import Noticed
 from milepost.core.records import CheckpointInfo
 from milepost.environment.code_record import PATCH, CodeRecord, describe
 from milepost.runs.history import Attempt
-from milepost.runs.store import RunReader
+from milepost.runs.listed import best_of
+from milepost.runs.scan import read_log_files, scan, writer_of
+from milepost.runs.store import RunReader, Store
 
 __all__ = [
     "AttemptView",
@@ -24,12 +28,17 @@ __all__ = [
     "NoticeView",
     "RunLine",
     "RunView",
+    "StatusView",
     "checkpoint_views",
     "code_record",
     "code_view",
-    "run_line",
+    "run_lines",
     "run_view",
+    "status_view",
 ]
+
+#: States in which somebody may still be at work.
+_GOING = frozenset({"running", "paused", "unsure"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +79,16 @@ class RunLine:
     checkpoint_count: int
     best: CheckpointView | None
     latest: CheckpointView | None
-    notices: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusView:
+    """What runs here. ``notices``: by run id, what is wrong with those that are going."""
+
+    folder: str
+    going: tuple[RunLine, ...]
+    newest: RunLine | None
+    notices: Mapping[str, tuple[NoticeView, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,10 +162,19 @@ class CodeView:
     patch: str
 
 
-def run_line(run: RunReader) -> RunLine:
-    """One line of a list."""
+def run_lines(runs: Sequence[RunReader]) -> list[RunLine]:
+    """Lines of a list. Of each log only the end is read, and each folder of checkpoints is looked at once."""
+    folders = {run.layout.checkpoints for run in runs}
+    found = [info for folder in sorted(folders) for info in scan_checkpoints(folder).infos]
+    of_run: dict[str, list[CheckpointInfo]] = {}
+    for info in found:
+        of_run.setdefault(info.experiment_id, []).append(info)
+    return [_run_line(run, of_run.get(run.id, [])) for run in runs]
+
+
+def _run_line(run: RunReader, infos: Sequence[CheckpointInfo]) -> RunLine:
     state = run.state
-    listed = checkpoint_views(run)
+    listed = _checkpoint_views(run, infos)
     return RunLine(
         id=run.id,
         name=run.name,
@@ -157,25 +184,55 @@ def run_line(run: RunReader) -> RunLine:
         since=state.since,
         started=run.started,
         attempts=max(state.attempt, 1),
-        last_step=run.last_step,
+        last_step=state.last_step if state.last_step >= 0 else None,
         checkpoint_count=len(listed),
         best=next((one for one in listed if one.is_best), None),
         latest=next((one for one in listed if one.is_latest), None),
-        notices=len(run.notices),
     )
 
 
+def status_view(store: Store) -> StatusView:
+    """What runs here, and what the companions of those runs complain about."""
+    runs = store.runs()
+    lines = run_lines(runs)
+    going = [(run, line) for run, line in zip(runs, lines, strict=True) if line.status in _GOING]
+    return StatusView(
+        folder=str(store.folder),
+        going=tuple(line for _, line in going),
+        newest=lines[0] if lines else None,
+        notices={run.id: found for run, _ in going if (found := _of_companion(run))},
+    )
+
+
+def _of_companion(run: RunReader) -> tuple[NoticeView, ...]:
+    """What is wrong by the companion's own log: the log of the training can be long, and this is asked often."""
+    unsolved: dict[tuple[str, str], Noticed] = {}
+    for log in read_log_files(run.layout.log):
+        writer = writer_of(log)
+        if writer is None or writer.role in {"trainer", "worker"}:
+            continue
+        for record in scan(log, live=True):
+            if isinstance(record.event, Noticed):
+                unsolved.pop((record.event.source, record.event.topic), None)
+                if not record.event.cured:
+                    unsolved[record.event.source, record.event.topic] = record.event
+    return tuple(map(_notice_view, unsolved.values()))
+
+
+def _notice_view(notice: Noticed) -> NoticeView:
+    return NoticeView(source=notice.source, message=notice.message, cure=notice.cure, since_step=notice.since_step)
+
+
 def checkpoint_views(run: RunReader) -> list[CheckpointView]:
-    """The listed checkpoints, by step."""
-    best, latest = run.best, run.latest
-    return [
-        _checkpoint_view(
-            info,
-            is_best=best is not None and info.filename == best.filename,
-            is_latest=latest is not None and info.filename == latest.filename,
-        )
-        for info in run.checkpoints
-    ]
+    """The checkpoints that a run's own log lists, by step; also those whose file is gone."""
+    return _checkpoint_views(run, run.checkpoints)
+
+
+def _checkpoint_views(run: RunReader, infos: Sequence[CheckpointInfo]) -> list[CheckpointView]:
+    present = [info for info in infos if info.path.exists()]
+    best = best_of(present, _mapping(run.metadata.get("settings")))
+    latest = present[-1] if present else None
+    return [_checkpoint_view(info, is_best=info is best, is_latest=info is latest) for info in infos]
 
 
 def _checkpoint_view(info: CheckpointInfo, *, is_best: bool, is_latest: bool) -> CheckpointView:
@@ -203,16 +260,13 @@ def run_view(run: RunReader) -> RunView:
     """The page of one run."""
     facts = _facts(run)
     return RunView(
-        run=run_line(run),
+        run=_run_line(run, run.checkpoints),
         lost_steps=run.lost_steps,
         description=str(facts.get("description") or ""),
         tags=tuple(map(str, facts.get("tags") or ())),
         notes=str(facts.get("notes") or ""),
         traceback=run.state.traceback,
-        notices=tuple(
-            NoticeView(source=one.source, message=one.message, cure=one.cure, since_step=one.since_step)
-            for one in run.notices
-        ),
+        notices=tuple(map(_notice_view, run.notices)),
         attempts=tuple(map(_attempt_view, run.attempts)),
         metrics=tuple(_metric_view(name, run.summarize(name)) for name in run.metrics()),
         checkpoints=tuple(checkpoint_views(run)),
