@@ -258,13 +258,10 @@ def _layout(experiments: Path, experiment_id: str) -> RunLayout:
     named = {str(k): v for k, v in folders.items() if isinstance(v, str)} if isinstance(folders, Mapping) else {}
     fields = layout.to_dict()
     for name in ("checkpoint_dir", "logs_dir", "metrics_dir", "tensorboard_dir"):
-        if name in named and (not Path(fields[name]).is_dir() or _holds_run(name, named[name], experiment_id)):
+        shared = name in {"checkpoint_dir", "logs_dir"}
+        if name in named and not Path(fields[name], "" if shared else experiment_id).is_dir():
             fields[name] = named[name]
     return RunLayout.from_dict(fields)
-
-
-def _holds_run(name: str, folder: str, experiment_id: str) -> bool:
-    return name == "checkpoint_dir" or Path(folder, experiment_id).is_dir()
 
 
 def _near(name: str, known: list[str]) -> str:
