@@ -186,7 +186,14 @@ class Follower:
         return True
 
     def _follow(self) -> None:
-        delivery = Delivery(self._build, self._run, self._open_source, self._cursor_path, self._progressed, self._pace)
+        delivery = Delivery(
+            self._build,
+            self._run,
+            open_source=self._open_source,
+            cursor_path=self._cursor_path,
+            on_progress=self._progressed,
+            pace=self._pace,
+        )
         self._delivery = delivery
         while True:
             last = self._finishing
