@@ -293,3 +293,8 @@ def test_dates_are_not_taken_for_datetimes() -> None:
     back = there_and_back([moment, date(2026, 1, 2)])
     assert back == [moment, date(2026, 1, 2)]
     assert back[0].fold == 1
+
+
+def test_every_tag_is_described_in_the_format() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
+    assert [tag for tag in _DECODERS if f"`{tag}`" not in text] == []
