@@ -65,12 +65,13 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks the symbols still gets the words
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader left; flushing at exit would complain
-        sys.exit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit would complain
+        sys.exit(1)
     except MilepostError as error:
         _complain(error.what, error.cure, error.kind)
         sys.exit(2 if isinstance(error, (InvalidInputError, InvalidCallError)) else 1)
