@@ -185,10 +185,11 @@ def test_nothing_of_the_surroundings_leaks_into_a_store(repository: Path, tmp_pa
     store = tmp_path / "store"
     code = capture_code(repository, store / "code", script=str(repository / "train.py"))
     arguments = tuple(part for canary in CANARIES for part in (f"--{canary.name.lower()}", canary.value))
-    facts = replace(trainer_facts(), arguments=("python", "train.py", *arguments))
     variables = {canary.name: canary.value for canary in CANARIES}
     allowed = {f"SLURM_{canary.name}": canary.value for canary in CANARIES} | {"SLURM_JWT": CANARIES[34].value}
-    environment = capture(facts, variables | allowed | {"SLURM_JOB_ID": "7"})
+    facts = trainer_facts(variables | allowed | {"SLURM_JOB_ID": "7"})
+    facts = replace(facts, arguments=("python", "train.py", *arguments))
+    environment = capture(facts)
     (store / "metadata.json").write_text(json.dumps({"environment": environment, "code": code.to_dict()}))
     (store / "show.txt").write_text("\n".join(describe(code)))
     (store / "experiment.log").write_text("\n".join(map(redact, _settings_file().splitlines())))

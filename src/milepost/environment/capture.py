@@ -55,6 +55,8 @@ class TrainerFacts:
         torch: Version of torch, and of what it was built for; empty if torch is not loaded, or built without.
         cuda: See ``torch``.
         rocm: See ``torch``.
+        variables: Those environment variables of it that are kept; a companion's own differ.
+        job: See :func:`milepost.environment.scheduler.job_identity`.
     """
 
     python: str
@@ -67,9 +69,11 @@ class TrainerFacts:
     torch: str
     cuda: str
     rocm: str
+    variables: Mapping[str, str]
+    job: str | None
 
 
-def trainer_facts() -> TrainerFacts:
+def trainer_facts(environ: Mapping[str, str] = os.environ) -> TrainerFacts:
     """Note what only this process knows. Takes microseconds and never imports torch."""
     cwd = ""
     with suppress(OSError):
@@ -87,15 +91,16 @@ def trainer_facts() -> TrainerFacts:
         torch=str(getattr(version, "__version__", None) or ""),
         cuda=str(getattr(version, "cuda", None) or ""),
         rocm=str(getattr(version, "hip", None) or ""),
+        variables=_variables(environ),
+        job=job_identity(environ),
     )
 
 
-def capture(facts: TrainerFacts, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+def capture(facts: TrainerFacts) -> dict[str, Any]:
     """Everything about the surroundings of a run, redacted, ready for ``metadata.json``.
 
     Args:
         facts: From the training process.
-        environ: Its environment, which the companion inherits.
 
     Returns:
         Plain values. What was not found has the key ``"absent"`` with the reason, or is None.
@@ -115,9 +120,9 @@ def capture(facts: TrainerFacts, environ: Mapping[str, str] = os.environ) -> dic
         "cpu": _cpu(),
         "memory": _memory(),
         "gpu": _gpu(),
-        "variables": _variables(environ),
-        "job": job_identity(environ),
-        "times_requeued": times_requeued(environ),
+        "variables": dict(facts.variables),
+        "job": facts.job,
+        "times_requeued": times_requeued(facts.variables),
     }
     # Names of packages say nothing about their versions, so PyJWT's is none of a secret.
     return {**redact_tree(found), "packages": _packages(facts.packages_path)}

@@ -41,7 +41,7 @@ class RunState:
         exit_code: Of the process that left without a word.
         unsure_since: Time of the last heartbeat, if ``status`` is ``"unsure"``.
         attempt: Number of the latest stay; 0 before the first record.
-        last_step: Last step that the latest attempt logged, -1 if none.
+        last_step: Last step that was logged by the latest attempt that logged any; -1 if none did.
         live: Whether some process may still write: the training, or the companion finishing its work.
         finishing: The training is over, and its companion is not done yet.
         holder: Who that is, in words.
@@ -99,7 +99,7 @@ def run_state(layout: RunLayout) -> RunState:
     return replace(
         state,
         attempt=attempt,
-        last_step=_last_step(trainer),
+        last_step=_last_step(logs),
         live=state.live or companion or any(p.alive for p in processes),
         finishing=state.status not in STILL_GOING and (companion or any(p.alive for p in processes)),
         holder=state.holder or _holder(processes),
@@ -177,10 +177,13 @@ def _last_sign(process: _Process | None) -> float | None:
     return process.records[-1].wall_ns / 1e9 if process is not None and process.records else None
 
 
-def _last_step(trainer: _Process | None) -> int:
-    records = trainer.records if trainer is not None else []
-    steps = (r.event.step for r in reversed(records) if isinstance(r.event, Metrics) and r.event.step is not None)
-    return next(steps, -1)
+def _last_step(logs: Sequence[tuple[RunLogFiles, Identified]]) -> int:
+    trainers = [(log, writer) for log, writer in logs if writer.role == "trainer" and writer.rank == 0]
+    for log, _ in sorted(trainers, key=lambda pair: pair[1].attempt, reverse=True):
+        for record in reversed(tail(log)):
+            if isinstance(record.event, Metrics) and record.event.step is not None:
+                return record.event.step
+    return -1
 
 
 def _holder(processes: Sequence[_Process]) -> str:
