@@ -15,6 +15,7 @@ before memory is allocated for it. An existing file is never replaced.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -37,7 +38,7 @@ from milepost.checkpoint.regions import state_bytes
 from milepost.checkpoint.tree import decode_tree
 from milepost.core.errors import CorruptDataError, InvalidInputError
 from milepost.core.records import CheckpointInfo
-from milepost.io.durable import replace_file
+from milepost.io.durable import replace_file, storage_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ __all__ = ["foreign_format", "read_foreign", "verify_foreign", "write_foreign"]
 
 _PIECE = 8 << 20
 _ABSENT = object()
-_DAMAGE = (RuntimeError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, KeyError, TypeError)
+_DAMAGE = (RuntimeError, EOFError, zlib.error, ValueError, KeyError, TypeError)
 
 
 def foreign_format(path: str | os.PathLike[str]) -> str | None:
@@ -163,6 +164,10 @@ def _read_torch(path: Path, file: io.BufferedReader, kind: str | None) -> dict[s
             f"{path} holds more than tensors and plain values ({str(error).splitlines()[0]})",
             cure="load it with torch.load(weights_only=False) if you trust it, and save its state_dict",
         ) from None
+    except OSError as error:
+        if error.errno not in {None, errno.EINVAL}:  # what torch's and gzip's readers make of a cut file
+            raise storage_error(error, "reading", path) from error
+        raise _damaged(path, str(error)) from None
     except _DAMAGE as error:
         raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     if not isinstance(content, dict):
@@ -267,8 +272,8 @@ def _plain_only(value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    if value is None or type(value) in {bool, int, float, str}:
-        return True
+    if value is None or type(value) in {bool, int, float, str, dict, list, tuple}:
+        return True  # containers that come here are empty
     return type(value).__name__ in {"Tensor", "Parameter"} and type(value).__module__.startswith("torch")
 
 

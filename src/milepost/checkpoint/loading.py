@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from milepost.checkpoint.dtypes import DTYPES
 from milepost.checkpoint.naming import map_leaves
 from milepost.checkpoint.reading import CheckpointFile, open_checkpoint
-from milepost.checkpoint.tree import decode_tree
+from milepost.checkpoint.tree import decode_tree, encode_tree
 from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError
 from milepost.core.records import CheckpointInfo
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["LoadedState", "load", "load_state", "open_checkpoint"]
 
 _LEFT_OUT = object()
+_ANOTHER = "use another checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +44,11 @@ class LoadedState:
     state: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
 class _Stored:
     """Stands for a tensor while it is decided which ones to read."""
 
-    name: str
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 def load(
@@ -104,12 +107,11 @@ def load_state(
         info, state = read_foreign(file_path, lambda part: parts is None or part in parts)
         return LoadedState(info=info, state=_matching(state, patterns))
     with open_checkpoint(file_path) as file:
-        outline = decode_tree(file.tree, leaf=lambda index: _Stored(_name_of(file, index)))
-        if not isinstance(outline, dict):
-            raise CorruptDataError(f"{file_path} holds no state of a training", cure="read it with open_checkpoint")
-        wanted = {part: value for part, value in outline.items() if parts is None or part in parts}
-        wanted = _matching(wanted, patterns)
-        state = _filled(file, wanted)
+        outline = _tree(file, _Stored)
+        wanted = _matching({part: value for part, value in outline.items() if parts is None or part in parts}, patterns)
+        tensors = _read(file, wanted)
+        whole = _tree(file, tensors.get)
+        state = _matching({part: whole[part] for part in wanted}, patterns)
         if patterns is None and (parts is None or "ranks" in parts):
             state["ranks"] = _ranks(file)
         return LoadedState(info=file.info, state=state)
@@ -119,10 +121,18 @@ def _file(path: str | os.PathLike[str] | CheckpointInfo) -> Path:
     return path.path if isinstance(path, CheckpointInfo) else Path(os.fspath(path))
 
 
-def _name_of(file: CheckpointFile, index: int) -> str:
-    if not 0 <= index < len(file.names):
-        raise CorruptDataError(f"{file.path} refers to tensor {index} of {len(file.names)}", cure="use another one")
-    return file.names[index]
+def _tree(file: CheckpointFile, leaf: Callable[[str], Any]) -> dict[str, Any]:
+    """The state in ``file``, with ``leaf(name)`` for each tensor."""
+
+    def by_index(index: int) -> Any:
+        if not 0 <= index < len(file.names):
+            raise CorruptDataError(f"{file.path} refers to tensor {index} of {len(file.names)}", cure=_ANOTHER)
+        return leaf(file.names[index])
+
+    state = decode_tree(file.tree, leaf=by_index)
+    if not isinstance(state, dict):
+        raise CorruptDataError(f"{file.path} holds no state of a training", cure="read it with open_checkpoint")
+    return state
 
 
 def _matching(state: dict[str, Any], patterns: Collection[str] | None) -> dict[str, Any]:
@@ -136,22 +146,23 @@ def _matching(state: dict[str, Any], patterns: Collection[str] | None) -> dict[s
     return {} if found is _LEFT_OUT else found
 
 
-def _filled(file: CheckpointFile, outline: dict[str, Any]) -> dict[str, Any]:
-    """``outline`` with the tensors in it read: each once, by all cores, straight into its memory."""
+def _read(file: CheckpointFile, outline: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors that ``outline`` refers to: each once, by all cores, straight into its memory."""
     tensors: dict[str, Any] = {}
     memory: dict[str, Any] = {}
 
-    def place(_: str, leaf: Any) -> Any:
-        if isinstance(leaf, _Stored) and leaf.name not in tensors:
-            tensors[leaf.name], memory[leaf.name] = _empty(file.tensors[leaf.name])
-        return leaf
+    def note(value: Any) -> int | None:
+        if isinstance(value, np.ndarray) and value.dtype == object:
+            value = value.item()  # what was an array comes as an array around what stands for it
+        if not isinstance(value, _Stored):
+            return None
+        if value.name not in tensors:
+            tensors[value.name], memory[value.name] = _empty(file.tensors[value.name])
+        return 0
 
-    map_leaves(outline, place, without=_LEFT_OUT)
+    encode_tree(outline, leaf=note)  # knows its way through every container a tree can hold
     file.read_many_into(memory)
-    state: dict[str, Any] = map_leaves(
-        outline, lambda _, leaf: tensors[leaf.name] if isinstance(leaf, _Stored) else leaf, without=_LEFT_OUT
-    )
-    return state
+    return tensors
 
 
 def _empty(stored: StoredTensor) -> tuple[torch.Tensor, Any]:

@@ -6,6 +6,7 @@ name of its parameter: ``optimizer.state.encoder.layer.0.weight.exp_avg``.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,19 +23,20 @@ def named_leaves(state: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def map_leaves(state: Any, change: Callable[[str, Any], Any], *, without: Any, prefix: str = "") -> Any:
-    """``state`` with each leaf replaced by ``change(name, leaf)``; those that became ``without`` are left out of dicts.
+    """``state`` with each leaf replaced by ``change(name, leaf)``, and without those that became ``without``.
 
-    A dict that loses all its entries goes with them.
+    An empty dict, list or tuple counts as a leaf; one that loses all it had goes too.
     """
-    if not isinstance(state, (dict, list, tuple)):
+    if not isinstance(state, (dict, list, tuple)) or not state:
         return change(prefix, state)
     changed = [map_leaves(value, change, without=without, prefix=name) for name, value in _children(state, prefix)]
-    if isinstance(state, dict):
-        kept = {key: value for key, value in zip(state, changed, strict=True) if value is not without}
-        return kept if kept or not state else without
-    if changed and all(value is without for value in changed):
+    if all(value is without for value in changed):
         return without
-    return changed if isinstance(state, list) else tuple(changed)
+    if isinstance(state, dict):
+        kept = ((key, value) for key, value in zip(state, changed, strict=True) if value is not without)
+        return OrderedDict(kept) if isinstance(state, OrderedDict) else dict(kept)
+    kept_items = [value for value in changed if value is not without]
+    return kept_items if isinstance(state, list) else tuple(kept_items)
 
 
 def _children(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -115,11 +115,7 @@ def _equal(live: Any, saved: Any) -> bool:
 def restore_optimizer(optimizer: Any, saved: Mapping[str, Any], labels: Sequence[Sequence[str]]) -> None:
     """Put ``saved`` into ``optimizer``, bit for bit; :func:`check_optimizer` came before."""
     index_of = _saved_indices(saved, labels)
-    exact = {
-        label: saved["state"][index]
-        for label, index in index_of.items()
-        if index in saved["state"]
-    }
+    exact = {label: saved["state"][index] for label, index in index_of.items() if index in saved["state"]}
     groups = _merged_groups(optimizer, saved)
     if _can_fill(optimizer, exact, labels) and not _has_more(optimizer, saved):
         for live, group in zip(optimizer.param_groups, groups, strict=True):

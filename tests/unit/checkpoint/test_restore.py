@@ -147,7 +147,9 @@ def save(folder: Path, objects: TrainingObjects, *, checkpoint_format: str = "mi
     return Path(str(path))
 
 
-PAIRS = [(model, optimizer) for model in (LSTMTagger, Transformer) for optimizer in (adamw, sgd, amsgrad, adagrad, lbfgs)]
+PAIRS = [
+    (model, optimizer) for model in (LSTMTagger, Transformer) for optimizer in (adamw, sgd, amsgrad, adagrad, lbfgs)
+]
 PAIRS += [(Convolutional, adamw), (Convolutional, sgd)]  # LBFGS refuses channels_last
 
 

@@ -11,7 +11,13 @@ from milepost.core.errors import InvalidInputError
 
 
 def draw() -> list[float]:
-    return [random.random(), random.gauss(0, 1), float(np.random.normal()), float(torch.randn(())), float(torch.rand(()))]
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        float(np.random.normal()),
+        float(torch.randn(())),
+        float(torch.rand(())),
+    ]
 
 
 def test_all_generators_go_on_with_the_numbers_that_would_have_come() -> None:
@@ -45,7 +51,12 @@ def test_states_of_devices_that_are_not_here_are_said() -> None:
 
 @pytest.mark.parametrize(
     "generator",
-    [torch.Generator().manual_seed(1), np.random.default_rng(1), np.random.Generator(np.random.MT19937(1)), random.Random(1)],
+    [
+        torch.Generator().manual_seed(1),
+        np.random.default_rng(1),
+        np.random.Generator(np.random.MT19937(1)),
+        random.Random(1),
+    ],
     ids=["torch", "PCG64", "MT19937", "python"],
 )
 def test_a_generator_of_the_user_comes_back(generator: object) -> None:
