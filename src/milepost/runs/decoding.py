@@ -16,6 +16,8 @@ from milepost.core.events import Event, Metrics, event_from_body
 __all__ = ["decode_record", "kind_of"]
 
 _decode = msgspec.msgpack.Decoder().decode
+_NUMBERS = frozenset({int, float, bool})
+_NAMES = frozenset({str})
 _CLASS_OF_KIND: dict[int, type[Any]] = {cls.kind: cls for cls in get_args(Event)}
 
 
@@ -40,6 +42,8 @@ def decode_record(payload: bytes) -> tuple[int, Event] | None:
 
 
 def _metrics(step: int | None, epoch: float | None, body: dict[Any, Any], rest: list[Any]) -> Event | None:
+    if _NUMBERS.issuperset(map(type, body.values())) and _NAMES.issuperset(map(type, body)):
+        return Metrics(step=step, epoch=epoch, values=body)  # almost all of them: nothing to judge or to flatten
     event = event_from_body(Metrics.kind, step, epoch, body)
     if not isinstance(event, Metrics) or "None" not in event.rejected.values():
         return event

@@ -29,7 +29,7 @@ from milepost.runs.values import (
     refuse_bad_value,
 )
 
-__all__ = ["ENCODING_FAILED", "NOT_KEPT", "ClockKeeper", "Deferral", "RunLog", "begin_log"]
+__all__ = ["ClockKeeper", "Deferral", "RunLog", "begin_log"]
 
 #: Fetches a device value later: called with the tensor, the sequence number of its record, and the metric's name.
 Deferral = Callable[[Any, int, str], None]

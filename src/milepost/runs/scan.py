@@ -178,7 +178,8 @@ class _LogReader:
             elif not self._live and file.path not in self._headless:
                 self._headless.add(file.path)
                 self.damage.append(_headless(file))
-        return heapq.merge(*(walk.records() for walk in self._walks.values()), key=itemgetter(0))
+        found = [walk.records() for walk in self._walks.values()]
+        return found[0] if len(found) == 1 else heapq.merge(*found, key=itemgetter(0))
 
     def _decode(self, sequence: int, payload: bytes) -> LoggedRecord | None:
         decoded = decode_record(payload)

@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from xxhash import xxh3_64_intdigest
 
 __all__ = [
-    "HEADER_BYTES",
-    "LARGEST_HOT_PAYLOAD",
-    "LARGEST_PAYLOAD",
     "Header",
     "find_record",
     "new_log_id",
