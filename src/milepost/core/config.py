@@ -58,7 +58,7 @@ class ExperimentConfig:
         save_on_signal: Signals after which ``should_save`` and ``should_stop`` turn true, for example ``("SIGTERM",)``.
         on_save_error: A failed save warns once, or raises at the next ``wait()`` only (``"warn"``), or raises from the
             next call of ``save_checkpoint`` (``"raise"``).
-        trackers: Objects of your own that follow the run, beside TensorBoard and W&B.
+        trackers: Names of further guests that installed packages offer (entry points ``milepost.trackers``).
         checkpoint_format: ``"milepost"``, or a foreign one: ``"pt"``, ``"pt.gz"``, ``"safetensors"``.
         strict: Raise on a metric that is not a number, instead of skipping it with one warning.
         capture_console: Keep what is printed in ``experiment.log``.
@@ -82,7 +82,7 @@ class ExperimentConfig:
     resume_key: str | None = None
     save_on_signal: tuple[str, ...] = ()
     on_save_error: Literal["warn", "raise"] = "warn"
-    trackers: tuple[Any, ...] = ()
+    trackers: tuple[str, ...] = ()
     checkpoint_format: CheckpointFormat = "milepost"
     strict: bool = False
     capture_console: bool = True
@@ -112,7 +112,7 @@ class ExperimentConfig:
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
             raise _invalid("exit_timeout", timeout, "give seconds, 0 or more")
         self._settle("save_on_signal", self._signals())
-        self._settle("trackers", tuple(self.trackers))
+        self._settle("trackers", self._tracker_names())
         self._make_paths_absolute()
 
     def _signals(self) -> tuple[str, ...]:
@@ -120,6 +120,13 @@ class ExperimentConfig:
         for name in names:
             if name not in _SIGNALS:
                 raise _invalid("save_on_signal", name, f"give names out of {', '.join(_SIGNALS)}")
+        return names
+
+    def _tracker_names(self) -> tuple[str, ...]:
+        names = (self.trackers,) if isinstance(self.trackers, str) else tuple(self.trackers)
+        for name in names:
+            if not isinstance(name, str) or not name:
+                raise _invalid("trackers", name, "give the name that an installed package offers its tracker under")
         return names
 
     def _make_paths_absolute(self) -> None:
@@ -197,7 +204,7 @@ def _from_environment() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in fields(ExperimentConfig):
         text = os.environ.get(f"MILEPOST_{field.name.upper()}")
-        if text is not None and field.name != "trackers":
+        if text is not None:
             found[field.name] = _parse(field.name, text, hints[field.name])
     return found
 
@@ -219,6 +226,6 @@ def _parse(name: str, text: str, hint: Any) -> Any:
             return float(text)
     except ValueError:
         raise _invalid(f"MILEPOST_{name.upper()}", text, "give a number") from None
-    if name == "save_on_signal":
+    if name in {"save_on_signal", "trackers"}:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     return text

@@ -1,7 +1,7 @@
 """What can stand in a run log?
 
 A closed union of frozen dataclasses, one per kind of record, and their translation to and from the body of a record
-(LOGSPEC 5.2, ``docs/format.md``): a msgpack array ``[kind, step, epoch, monotonic ns, body]``. Kinds are only ever
+(``docs/format.md``): a msgpack array ``[kind, step, epoch, monotonic ns, body]``. Kinds are only ever
 added; a reader ignores kinds it does not know.
 
 ``Metrics`` are decoded here but encoded by the fast path of :mod:`milepost.runs.log` alone.

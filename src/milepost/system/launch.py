@@ -39,6 +39,7 @@ from milepost.runs.projections import read_metadata, write_metadata
 from milepost.runs.segment import new_log_id
 from milepost.runs.starting import differing_keys, find_run, reserve_run, resume_identity, wait_until_idle
 from milepost.system.request import StartRequest, script_of_this_process
+from milepost.trackers.registry import guests_for
 
 if TYPE_CHECKING:
     from milepost.companion.inline import InlineCompanion
@@ -70,6 +71,7 @@ class _OpenLog:
 
 def launch(config: ExperimentConfig, request: StartRequest) -> Run:
     """Begin or continue a run; see ``ExperimentTracker.start_experiment`` for what is raised."""
+    guests_for(_companion_settings(config))  # a wrong name must raise here, not in another process
     keep_own_log(config.logs_dir, os.getpid())
     ranks = detect()
     opened: _OpenLog | None = None
@@ -173,7 +175,7 @@ def _companion_settings(config: ExperimentConfig) -> dict[str, Any]:
     return {
         "wandb_project": config.wandb_project,
         "tensorboard_dir": config.tensorboard_dir,
-        "trackers": [tracker for tracker in config.trackers if isinstance(tracker, str)],
+        "trackers": list(config.trackers),
         "max_checkpoints": config.max_checkpoints,
         "best_metric": config.best_metric,
         "best_mode": config.best_mode,
