@@ -83,8 +83,11 @@ class EventEncoder:
         )
         return self._event(seconds, summary=self._summary(value=[value]))
 
-    def restart(self, seconds: float, step: int) -> bytes:
-        """Everything before this in the run's files, at ``step`` and after, is superseded."""
+    def session_start(self, seconds: float, step: int) -> bytes:
+        """Everything before this in the run's files, at ``step`` and after, is superseded.
+
+        TensorBoard without its data server ignores the first one that it meets in a run.
+        """
         return self._event(seconds, step, session_log=self._messages.SessionLog(status="START"))
 
     def _event(self, seconds: float, step: int = 0, **what: Any) -> bytes:

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from milepost.core.events import (
     BigIntegers,
     Deferred,
-    Event,
     Identified,
     Metrics,
     StatusChanged,
@@ -94,21 +93,23 @@ class Feed:
                 self.end = None
         if self._ranks.get(log, 0) > 0:
             return None
+        if isinstance(event, (Metrics, BigIntegers, Text)):
+            return self._with_step(record, event, log)
         if isinstance(event, Deferred):
             return self._arrived(record, event, log)
         if isinstance(event, StatusChanged):
             self.end = None if event.status == "running" else event
-        if isinstance(event, Metrics):
-            self._await(record, event, log)
-        return replace(record, event=self._with_step(event))
+        return record
 
-    def _with_step(self, event: Event) -> Event:
-        if not isinstance(event, (Metrics, BigIntegers, Text)):
-            return event
+    def _with_step(self, record: LoggedRecord, event: Metrics | BigIntegers | Text, log: str) -> LoggedRecord:
         if event.step is None:
-            return replace(event, step=self._last_step)
-        self._last_step = event.step
-        return event
+            event = replace(event, step=self._last_step)
+            record = replace(record, event=event)
+        else:
+            self._last_step = event.step
+        if isinstance(event, Metrics) and event.rejected:
+            self._await(record, event, log)
+        return record
 
     def _await(self, record: LoggedRecord, event: Metrics, log: str) -> None:
         missing = sum(kind == "None" for kind in event.rejected.values())
@@ -116,8 +117,7 @@ class Feed:
             return
         if len(self._awaited) >= _MOST_AWAITED:
             self._awaited.pop(next(iter(self._awaited)))
-        step = self._last_step if event.step is None else event.step
-        self._awaited[f"{log}:{record.sequence}"] = _Awaited(step, event.epoch, record.wall_ns, missing)
+        self._awaited[f"{log}:{record.sequence}"] = _Awaited(event.step, event.epoch, record.wall_ns, missing)
 
     def _arrived(self, record: LoggedRecord, event: Deferred, log: str) -> LoggedRecord | None:
         key = f"{log}:{event.sequence}"

@@ -66,7 +66,7 @@ class TensorboardTracker:
         if self._path.name not in self._lengths:
             self._path.touch()
             self._lengths[self._path.name] = 0
-            self._append(_prologue(self._encoder, run))
+            self._append(_prologue(self._encoder, run, first=len(self._lengths) == 1))
         return True
 
     def write(self, records: Sequence[LoggedRecord]) -> None:
@@ -103,7 +103,7 @@ class TensorboardTracker:
         if isinstance(event, BigIntegers):
             return encoder.scalars(seconds, event.step or 0, {name: int(text) for name, text in event.values.items()})
         if isinstance(event, Rewound):
-            return encoder.restart(seconds, event.step + 1)
+            return encoder.session_start(seconds, event.step + 1)
         if isinstance(event, Text):
             return encoder.text(seconds, event.step or 0, event.name, event.text)
         return b""
@@ -127,8 +127,10 @@ def _file_name(run: RunDescription) -> str:
     return f"events.out.tfevents.{int(run.started):010d}.{safe_name(run.host)}.{run.pid}.{run.attempt}.milepost"
 
 
-def _prologue(encoder: EventEncoder, run: RunDescription) -> bytes:
+def _prologue(encoder: EventEncoder, run: RunDescription, *, first: bool) -> bytes:
     parts = [encoder.file_start(run.started)]
+    if first:
+        parts.append(encoder.session_start(run.started, 0))  # TensorBoard takes the first of a run for no restart
     if run.hyperparameters:
         parts.append(encoder.hyperparameters(run.started, run.id, run.hyperparameters))
     if run.description:

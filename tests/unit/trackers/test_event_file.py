@@ -30,7 +30,7 @@ def test_the_frame_is_what_tensorboards_own_writer_makes():
     for event in (
         encoder.file_start(1.5),
         encoder.scalars(2.5, 7, {"loss": 0.1}),
-        encoder.restart(3.0, 9),
+        encoder.session_start(3.0, 9),
         encoder.text(3.0, 1, "n", "x" * 70_000),
     ):
         assert event == _framed(_message(event))

@@ -64,6 +64,16 @@ def _scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in _shown(folder).Scalars(tag)]
 
 
+def _scalars_of_the_page(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """What TensorBoard's own page shows where it runs without its data server."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    accumulator = EventAccumulator(str(folder / "runs" / "exp-1"), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    return [(e.step, tensor_util.make_ndarray(e.tensor_proto).item()) for e in accumulator.Tensors(tag)]
+
+
 def _text(accumulator: Any, tag: str) -> str:
     from tensorboard.util import tensor_util
 
@@ -153,7 +163,9 @@ def test_after_a_rewind_the_superseded_tail_is_gone(tmp_path: Path):
     after = [identified(attempt=2), Rewound(step=5), *(metrics(step, loss=2.0) for step in range(6, 9))]
     records = told(before) + [record(event, 100 + n, bytes(16)) for n, event in enumerate(after)]
     _deliver(tmp_path, records)
-    assert _scalars(tmp_path, "loss") == [(s, 1.0) for s in range(6)] + [(s, 2.0) for s in range(6, 9)]
+    expected = [(s, 1.0) for s in range(6)] + [(s, 2.0) for s in range(6, 9)]
+    assert _scalars(tmp_path, "loss") == expected
+    assert _scalars_of_the_page(tmp_path, "loss") == expected
 
 
 def test_a_second_attempt_has_its_own_file_and_hides_the_tail_of_the_first(tmp_path: Path):
@@ -162,7 +174,9 @@ def test_a_second_attempt_has_its_own_file_and_hides_the_tail_of_the_first(tmp_p
     after = [identified(attempt=2), Rewound(step=5), *(metrics(step, loss=2.0) for step in range(6, 9))]
     records = before + [record(event, 100 + n, bytes(16)) for n, event in enumerate(after)]
     _deliver(tmp_path, records, _run(tmp_path, attempt=2, started=STARTED + 100, pid=78))
-    assert _scalars(tmp_path, "loss") == [(s, 1.0) for s in range(6)] + [(s, 2.0) for s in range(6, 9)]
+    expected = [(s, 1.0) for s in range(6)] + [(s, 2.0) for s in range(6, 9)]
+    assert _scalars(tmp_path, "loss") == expected
+    assert _scalars_of_the_page(tmp_path, "loss") == expected
     assert list(_files(tmp_path)) == [
         "events.out.tfevents.1700000000.node-1.77.1.milepost",
         "events.out.tfevents.1700000100.node-1.78.2.milepost",
