@@ -2,8 +2,7 @@
 
 TensorBoard where ``tensorboard_dir`` is set, W&B where ``wandb_project`` is set, and every name in ``trackers``. A name
 is an entry point of the group ``milepost.trackers`` that an installed package offers; it loads a class or a function
-without arguments that makes a :class:`milepost.trackers.protocol.Tracker`. Objects in ``trackers`` are none of this
-module's business: they follow the run inside the training process.
+without arguments that makes a :class:`milepost.trackers.protocol.Tracker`.
 
 A plan is made early, in the training process, where a wrong name can still be corrected; the guest's code is imported
 late, by its follower, where it can do no harm.
@@ -53,7 +52,7 @@ def guests_for(config: Mapping[str, Any]) -> list[GuestPlan]:
         plans.append(GuestPlan(name="tensorboard", factory=_TENSORBOARD))
     if config.get("wandb_project") is not None:
         plans.append(GuestPlan(name="wandb", factory=_WANDB))
-    plans += [_installed(name) for name in config.get("trackers", ()) if isinstance(name, str)]
+    plans += [_installed(name) for name in config.get("trackers", ())]
     names = [plan.name for plan in plans]
     for name in names:
         if names.count(name) > 1:

@@ -47,10 +47,6 @@ def test_the_fields_of_the_configuration_decide():
     assert _names(tensorboard_dir=None) == []
 
 
-def test_objects_in_trackers_are_not_for_the_companion():
-    assert _names(tensorboard_dir=None, trackers=(object(),)) == []
-
-
 def test_the_own_guests_are_built_without_importing_their_packages():
     plans = guests_for({"tensorboard_dir": "./runs", "wandb_project": "nlp"})
     kinds = [type(build_tracker(plan, lambda notice: None)) for plan in plans]
