@@ -69,12 +69,11 @@ def capture_code(
     _clear(kept.folder)
     root, absent = repository_of(Path(cwd))
     if root is None:
-        return CodeRecord(absent=redact(absent), script=_keep_script(kept, script), omitted=kept.omitted)
+        return _record_of_script(kept, script, redact(absent))
     git = Git(root)
     commit = git.ask("rev-parse", "--verify", "HEAD")
     if commit.error:
-        absent = "the repository has no commit yet"
-        return CodeRecord(absent=absent, root=str(root), script=_keep_script(kept, script), omitted=kept.omitted)
+        return _record_of_script(kept, script, "the repository has no commit yet")
     _keep_changes(git, kept)
     _keep_untracked(git, root, [Path(target_folder), *map(Path, leave_out)], kept)
     return CodeRecord(
@@ -197,16 +196,17 @@ def _write_redacted(target: Path, content: str, kept: _Kept, name: str) -> None:
         kept.redacted.append(_shown(name))
 
 
-def _keep_script(kept: _Kept, script: str) -> str:
-    if not script:
-        return ""
+def _record_of_script(kept: _Kept, script: str, absent: str) -> CodeRecord:
     name = os.path.basename(script)
+    if not name:
+        return CodeRecord(absent=absent, omitted={})
     content, obstacle = _read_text(Path(os.path.realpath(script)), _LARGEST_SCRIPT)
-    if obstacle or redact(name) != name:
-        kept.omitted[_shown(name)] = obstacle or "its name holds what looks like a secret"
-        return ""
+    if redact(name) != name:
+        obstacle = "its name holds what looks like a secret"
+    if obstacle:
+        return CodeRecord(absent=absent, omitted={_shown(name): obstacle})
     _write_redacted(kept.folder / SCRIPT / name, content, kept, name)
-    return name
+    return CodeRecord(absent=absent, script=_shown(name), redacted=tuple(kept.redacted), omitted={})
 
 
 def _shown(name: str) -> str:

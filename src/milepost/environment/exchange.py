@@ -12,6 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -89,7 +90,7 @@ class FolderExchange:
     def put(self, key: str, value: bytes) -> None:
         """Leave a file; the rename makes it appear whole."""
         target = self._folder / quote(key, safe="")
-        temporary = target.with_name(f".{os.getpid()}.tmp")
+        temporary = target.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp")
         temporary.write_bytes(value)
         temporary.replace(target)
 

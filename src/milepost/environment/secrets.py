@@ -32,7 +32,7 @@ _DEEPEST = 100
 _NAMED = "token|key|secret|pass|auth|cred|cookie|bearer|pwd|jwt|sig"
 
 #: Cheap answer to "could there be an assignment?"; runs on lower-cased text.
-_MAYBE_ASSIGNMENT = re.compile(rf"""(?:{_NAMED})[\w.\-]{{0,80}}\\?["']?[ \t]*[=:]""")
+_MAYBE_ASSIGNMENT = re.compile(rf"""(?:{_NAMED})[\w.\-]{{0,80}}+\\?["']?[ \t]*+[=:]""")
 _ASSIGNMENT = re.compile(
     rf"""(?<![\w.\-])(?P<name>[\w.\-]{{0,80}}?(?:{_NAMED})[\w.\-]{{0,80}})
     (?P<joint>\\?["']?[ \t]*(?:=>|:=|=(?!=)|:(?!//))[ \t]*|[ \t]+)

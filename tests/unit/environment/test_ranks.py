@@ -58,7 +58,7 @@ class TestMeet:
         assert meet(Ranks(rank=0, world_size=1000), "lonely", 1, timeout=0) == 1
 
     def test_who_waits_in_vain_learns_for_what(self) -> None:
-        with pytest.raises(GaveUpWaitingError, match="rank 1 waited for rank 0 to tell 'never'.*after 0.02 s"):
+        with pytest.raises(GaveUpWaitingError, match=r"rank 1 waited for rank 0 to tell 'never'.*after 0.02 s"):
             meet(Ranks(rank=1, world_size=2), "never", timeout=0.02)
 
     def test_a_late_value_is_awaited(self) -> None:

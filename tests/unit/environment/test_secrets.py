@@ -77,7 +77,8 @@ def test_a_private_key_is_replaced_line_by_line_even_without_its_start_or_end() 
 
 _pieces = st.sampled_from(
     ["password", "api_key", "token", "=", ":", " ", '"', "'", "\\", "\n", "--", "://", "@", "?", "&", "a1",
-     "[redacted]", "Bearer ", "Authorization: ", "-----BEGIN PRIVATE KEY-----", "x" * 20, "aB3" * 12, "(", "]", "\r", "\x85"]
+     "[redacted]", "Bearer ", "Authorization: ", "-----BEGIN PRIVATE KEY-----", "x" * 20, "aB3" * 12,
+     "(", "]", "\r", "\x85"]
 )  # fmt: skip
 
 
