@@ -14,7 +14,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -28,8 +27,8 @@ from milepost.checkpoint.retention import RetentionRule, best_of
 from milepost.checkpoint.saved_path import SavedPath
 from milepost.checkpoint.selection import Selector, of_experiment, select, sound_ones
 from milepost.checkpoint.writer import CheckpointWriter, InlineWriter, PendingSave
-from milepost.core.config import ExperimentConfig
-from milepost.core.errors import CorruptDataError, InvalidInputError, MilepostError, StorageError
+from milepost.core.config import ExperimentConfig, is_disabled
+from milepost.core.errors import CorruptDataError, InvalidInputError, StorageError
 from milepost.core.events import Noticed
 from milepost.core.records import CheckpointInfo, LoadReport
 from milepost.core.saying import say
@@ -96,7 +95,7 @@ class ModelCheckpointer:
             keep_newest=config.max_checkpoints, best_metric=config.best_metric, best_mode=config.best_mode
         )
 
-    def save_checkpoint(  # noqa: PLR0917 - the mission's signature
+    def save_checkpoint(
         self,
         model: nn.Module,
         optimizer: Any = None,
@@ -141,6 +140,8 @@ class ModelCheckpointer:
         objects.check()
         step = self._next_step if step is None else checked_step(step)
         job = self._job(step, checked_epoch(epoch), checked_metrics(metrics), is_best=bool(is_best), pinned=bool(pin))
+        if is_disabled():
+            return SavedPath(job.path)
         with self._lock:
             self._raise_earlier()
             self._note_position(loader)
@@ -328,8 +329,7 @@ class ModelCheckpointer:
     def _settle(self) -> None:
         """Let a save on its way arrive, so that a list made after a save contains it."""
         if self._last is not None:
-            with suppress(MilepostError):  # whoever waits for that save is told
-                self._last.wait(self.config.exit_timeout)
+            self._last.settle(self.config.exit_timeout)
 
     def _found(self, experiment_id: str | None = None) -> Scan:
         return of_experiment(scan(self.folder), self.experiment_id if experiment_id is None else experiment_id)

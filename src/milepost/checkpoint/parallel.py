@@ -59,5 +59,9 @@ def share_out(items: list[T], work: Callable[[Iterator[T]], None], *, threads: i
         work(shares)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="milepost-checkpoint") as pool:
-        for _ in pool.map(guarded, range(threads)):
+        try:
+            results = pool.map(guarded, range(threads))
+        except RuntimeError:  # the interpreter is shutting down and starts no thread any more
+            results = iter((guarded(0),))
+        for _ in results:
             pass

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.catalog import from_fields
-from milepost.checkpoint.finishing import finish_save
+from milepost.checkpoint.finishing import RANK_FORMAT, finish_save
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule
 from milepost.core.errors import GaveUpWaitingError, MilepostError, StorageError
@@ -65,6 +65,10 @@ class PendingSave:
             self.error = error
             self._ended.set()
 
+    def settle(self, timeout: float | None = None) -> bool:
+        """Wait until it ended, well or not; whether it did in time."""
+        return self._ended.wait(timeout)
+
     def wait(self, timeout: float | None = None) -> CheckpointInfo:
         """Wait until the file is committed.
 
@@ -72,7 +76,7 @@ class PendingSave:
             MilepostError: The save failed; this is its error.
             GaveUpWaitingError: It did not end within ``timeout`` seconds.
         """
-        if not self._ended.wait(timeout):
+        if not self.settle(timeout):
             raise GaveUpWaitingError(
                 f"the checkpoint of step {self.step} was not committed within {timeout:g} seconds",
                 cure="it is still being written: wait again",
@@ -122,26 +126,26 @@ class InlineWriter:
     def forget(self) -> None:
         """Start from nothing: a forked child has neither the thread nor the right to the arena's content."""
         self._arena = Arena()
-        self._free = threading.Event()
-        self._free.set()
+        self._staged: PendingSave | None = None
         self._thread: threading.Thread | None = None
 
     def arena(self) -> Arena:
         """The arena, once the save before has been committed."""
-        self._free.wait()
+        if self._staged is not None:
+            self._staged.settle()
         return self._arena
 
     def submit(self, job: SaveJob, arena: Arena) -> PendingSave:
         """Start the thread that writes; not a daemon, so that the interpreter's exit waits for the commit."""
         pending = PendingSave(Path(job.path), job.step)
-        self._free.clear()
+        if job.format != RANK_FORMAT:
+            self._staged = pending
         before = self._thread
         self._thread = threading.Thread(target=self._finish, args=(job, arena, pending, before), name="milepost-save")
         try:
             self._thread.start()
         except RuntimeError as error:  # no thread left, or the interpreter is shutting down
             self._thread = before
-            self._free.set()
             self._failed(job, pending, StorageError(f"no thread to save with ({error})", cure="raise the limit of it"))
         return pending
 
@@ -160,7 +164,6 @@ class InlineWriter:
         def report(change: CheckpointChanged) -> None:
             if change.action == "committed":
                 pending.commit(from_fields(change.info))
-                self._free.set()
             if self._report is not None:
                 self._report(change)
 
@@ -171,7 +174,8 @@ class InlineWriter:
         except (OSError, MemoryError) as error:
             self._failed(job, pending, StorageError(f"saving {job.path} failed ({error})", cure="see the log"))
         finally:
-            self._free.set()
+            # the next save waits for this one to end, whatever happened to it
+            pending.fail(StorageError(f"saving {job.path} ended unexpectedly", cure="report this as a bug"))
 
     def _failed(self, job: SaveJob, pending: PendingSave, error: MilepostError) -> None:
         pending.fail(error)

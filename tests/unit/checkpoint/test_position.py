@@ -1,4 +1,4 @@
-"""A loop that is stopped inside an epoch goes on with the next batch, and with the random numbers it would have drawn."""
+"""A loop stopped inside an epoch goes on with the next batch, and with the random numbers it would have drawn."""
 
 from __future__ import annotations
 

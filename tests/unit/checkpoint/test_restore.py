@@ -248,7 +248,7 @@ def test_optimizer_state_follows_the_names_when_the_order_of_parameters_changed(
 
     restore(state, TrainingObjects(model=loaded, optimizer=backwards))
 
-    names = {name: parameter for name, parameter in loaded.named_parameters()}
+    names = dict(loaded.named_parameters())
     for name, parameter in saved.model.named_parameters():
         assert_same(dict(backwards.state[names[name]]), dict(saved.optimizer.state[parameter]))
 
@@ -484,13 +484,13 @@ def test_loading_changes_neither_random_numbers_nor_what_was_not_given(tmp_path:
 def test_a_resume_names_what_may_make_it_inexact(tmp_path: Path) -> None:
     objects = build(Transformer, adamw)
     path = save(tmp_path, objects)
-    objects.model.embedding.weight.requires_grad_(False)
+    objects.model.embedding.weight.requires_grad_(requires_grad=False)
     objects.model.encoder.eval()
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(mode=True)
     try:
         notes = resume_objects(path, objects.model, objects.optimizer, objects.scheduler).notes
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(mode=False)
 
     assert [note.split(":")[1].split(" was")[0].strip() for note in notes] == [
         "frozen",

@@ -59,7 +59,7 @@ def test_opening_raises_the_error_of_this_save(tmp_path: Path) -> None:
 
 
 def test_waiting_has_an_end(tmp_path: Path) -> None:
-    with pytest.raises(GaveUpWaitingError, match="step 7 was not committed within 0.01 seconds"):
+    with pytest.raises(GaveUpWaitingError, match=r"step 7 was not committed within 0\.01 seconds"):
         SavedPath.of(PendingSave(tmp_path / "a.milepost", 7)).wait(0.01)
 
 

@@ -147,7 +147,7 @@ def test_a_sharded_tensor_is_refused_by_name(tmp_path: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         sharded = distribute_tensor(torch.randn(4, 4), init_device_mesh("cpu", (1,)), [Shard(0)])
-        with pytest.raises(InvalidInputError, match="model.head: a tensor of type DTensor cannot be saved"):
+        with pytest.raises(InvalidInputError, match=r"model\.head: a tensor of type DTensor cannot be saved"):
             walk({"model": {"head": sharded}})
     finally:
         torch.distributed.destroy_process_group()
