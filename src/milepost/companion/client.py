@@ -74,7 +74,7 @@ class CompanionProcess:
         self._segments: dict[int, SharedSegment] = {}
         self._unsent: list[int] = []
         self._arena_sent: SharedSegment | None = None
-        self.writer = SaveDesk(self._send_save)
+        self.writer = SaveDesk(self._send_save, self._lock)
         self._durable = 0
         self._launches: list[float] = []
         self._own_drain: Drain | None = None

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.job import SaveJob
@@ -22,15 +23,23 @@ from milepost.core.errors import GaveUpWaitingError, MilepostError, StorageError
 from milepost.core.records import CheckpointInfo
 from milepost.io.memory import SharedSegment
 
+if TYPE_CHECKING:
+    from _thread import RLock
+
 __all__ = ["SaveDesk"]
 
 
 class SaveDesk:
-    """Numbers saves and settles them."""
+    """Numbers saves and settles them.
 
-    def __init__(self, dispatch: Callable[[int, SaveJob], None]) -> None:
+    Args:
+        dispatch: Gets a job to the writing side.
+        lock: Guards the desk; its owner's, if the owner calls the desk while it holds a lock that ``dispatch`` takes.
+    """
+
+    def __init__(self, dispatch: Callable[[int, SaveJob], None], lock: RLock | None = None) -> None:
         self._dispatch = dispatch
-        self._changed = threading.Condition(threading.RLock())
+        self._changed = threading.Condition(lock)
         self._arena = Arena()
         self._staged: int | None = None
         self._under_way: dict[int, tuple[SaveJob, PendingSave]] = {}
