@@ -189,10 +189,11 @@ class CompanionProcess:
     def _help(self) -> None:
         while not self._leaving:
             channel = self._channel
-            if channel is None:
-                time.sleep(_TICK)
-            else:
+            if channel is not None:
                 self._hear(channel)
+            else:
+                time.sleep(_TICK)
+                self._replace_companion()
             if self._log is None or self._leaving:
                 continue
             with contextlib.suppress(MemoryError, OSError):
@@ -247,14 +248,18 @@ class CompanionProcess:
             if self._process is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(0.2)
-            if self._leaving or self._finished.is_set():
+
+    def _replace_companion(self) -> None:
+        """Start another one, unless the run is over or the last ones died too quickly."""
+        if self._leaving or self._finished.is_set() or self._own_drain is not None:
+            return
+        recent = [at for at in self._launches if time.monotonic() - at < 60]
+        with self._lock:
+            if len(recent) >= _RESTARTS_PER_MINUTE:
+                self._give_up()
                 return
-            recent = [at for at in self._launches if time.monotonic() - at < 60]
-            if len(recent) < _RESTARTS_PER_MINUTE:
-                with contextlib.suppress(OSError):
-                    self._launch()
-                    return
-            self._give_up()
+            with contextlib.suppress(OSError):  # no process now; the next tick tries again
+                self._launch()
 
     def _give_up(self) -> None:
         say(
