@@ -58,7 +58,6 @@ def _prepared_names() -> dict[str, Any]:
         "final_loss": 0.25,
         "final_accuracy": 0.875,
         "epoch": 1,
-        "step": 1200,
         "metrics": {"loss": 0.25},
         "is_best_model": True,
         "custom_value": 3,

@@ -154,7 +154,8 @@ def main() -> None:
     """Train, and go on where an earlier attempt was killed."""
     hp = Hyperparameters()
     torch.manual_seed(hp.seed)
-    torch.use_deterministic_algorithms(mode=True)  # else two runs that nobody killed would differ, too
+    torch.use_deterministic_algorithms(mode=True)  # else two trainings that nobody killed would differ, too
+    torch.set_num_threads(1)  # so small a model is not faster with more, and they would wait for each other
     train_text, validation_text = read_manual()
     validation = validation_text.unfold(0, hp.context + 1, hp.context)[:64]
     loader = Batches(train_text, hp)
