@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class TensorboardTracker:
                 path.unlink()
         if not all(_cut(run.folder / name, length) for name, length in self._lengths.items()):
             return False
-        self._path = run.folder / _file_name(run)
+        self._path = run.folder / _file_name(run, self._lengths)
         if self._path.name not in self._lengths:
             self._path.touch()
             self._lengths[self._path.name] = 0
@@ -122,9 +122,19 @@ class TensorboardTracker:
         self._lengths[self._path.name] = length + len(data)
 
 
-def _file_name(run: RunDescription) -> str:
-    """The same at every restart within an attempt; later attempts sort after earlier ones, as TensorBoard reads."""
-    return f"events.out.tfevents.{int(run.started):010d}.{safe_name(run.host)}.{run.pid}.{run.attempt}.milepost"
+def _file_name(run: RunDescription, known: Iterable[str]) -> str:
+    """The file of this attempt if there is one, else a new name that sorts after ``known``.
+
+    TensorBoard reads the files of a folder in the order of their names, and a rewind must come after what it hides.
+    """
+    of_attempt = f".{run.attempt}.milepost"
+    latest = -1
+    for name in known:
+        if name.endswith(of_attempt):
+            return name
+        latest = max(latest, int(name.split(".")[3]))
+    seconds = max(int(run.started), latest + 1)
+    return f"events.out.tfevents.{seconds:010d}.{safe_name(run.host)}.{run.pid}{of_attempt}"
 
 
 def _prologue(encoder: EventEncoder, run: RunDescription, *, first: bool) -> bytes:

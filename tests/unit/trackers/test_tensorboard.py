@@ -168,18 +168,18 @@ def test_after_a_rewind_the_superseded_tail_is_gone(tmp_path: Path):
     assert _scalars_of_the_page(tmp_path, "loss") == expected
 
 
-def test_a_second_attempt_has_its_own_file_and_hides_the_tail_of_the_first(tmp_path: Path):
+def test_a_second_attempt_has_its_own_file_that_is_read_later_and_hides_the_tail_of_the_first(tmp_path: Path):
     before = told([identified(), *(metrics(step, loss=1.0) for step in range(10))])
     _deliver(tmp_path, before)
     after = [identified(attempt=2), Rewound(step=5), *(metrics(step, loss=2.0) for step in range(6, 9))]
     records = before + [record(event, 100 + n, bytes(16)) for n, event in enumerate(after)]
-    _deliver(tmp_path, records, _run(tmp_path, attempt=2, started=STARTED + 100, pid=78))
+    _deliver(tmp_path, records, _run(tmp_path, attempt=2, pid=5))
     expected = [(s, 1.0) for s in range(6)] + [(s, 2.0) for s in range(6, 9)]
     assert _scalars(tmp_path, "loss") == expected
     assert _scalars_of_the_page(tmp_path, "loss") == expected
     assert list(_files(tmp_path)) == [
         "events.out.tfevents.1700000000.node-1.77.1.milepost",
-        "events.out.tfevents.1700000100.node-1.78.2.milepost",
+        "events.out.tfevents.1700000001.node-1.5.2.milepost",
     ]
 
 
