@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 
 from milepost.core.errors import InvalidCallError, StorageError
-from milepost.environment.exchange import FolderExchange, find_exchange
+from milepost.environment.exchange import FolderExchange, StoreExchange, find_exchange
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +62,18 @@ def test_folders_of_launchers_that_are_gone_are_removed(tmp_path: Path) -> None:
     assert not stale.exists()
     assert mine.get("a") is None
     assert (tmp_path / "milepost-notes").is_dir()
+
+
+def test_a_training_that_waits_on_the_store_does_not_make_us_wait() -> None:
+    pytest.importorskip("torch")
+    from torch.distributed import PrefixStore, TCPStore
+
+    store = PrefixStore("group", TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+    exchange = StoreExchange(store)
+    waiting = threading.Thread(target=store.get, args=("a key that comes last",))
+    waiting.start()
+    exchange.put("a", b"1")
+    assert (exchange.get("a"), exchange.get("b")) == (b"1", None)
+    assert waiting.is_alive()
+    StoreExchange(store)._store.set("a key that comes last", b"")
+    waiting.join()

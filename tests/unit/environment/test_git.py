@@ -41,8 +41,18 @@ def test_without_git_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_an_outer_git_does_not_redirect_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, other = repository(tmp_path / "work"), repository(tmp_path / "other")
+    git(other, "branch", "-m", "elsewhere")
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert Git(root).ask("symbolic-ref", "--short", "HEAD").text == "main"
     assert repository_of(root) == (root, "")
+
+
+def test_questions_leave_the_index_alone(tmp_path: Path) -> None:
+    root = repository(tmp_path / "work")
+    before = (root / ".git" / "index").read_bytes()
+    os.utime(root / "train.py", (1, 1))  # git would note that the content is the same after all
+    assert Git(root).ask("status", "--porcelain").output == b""
+    assert (root / ".git" / "index").read_bytes() == before
 
 
 def test_a_work_tree_elsewhere_is_not_taken_for_the_code(tmp_path: Path) -> None:

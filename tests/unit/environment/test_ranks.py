@@ -69,6 +69,20 @@ class TestMeet:
         waiting.join()
         assert answers == [5]
 
+    def test_processes_of_one_launcher_meet_without_a_process_group(self, tmp_path: Path) -> None:
+        code = (
+            "from milepost.environment.ranks import detect, meet; ranks = detect(); "
+            "print(meet(ranks, 'run', {'id': 'a'} if ranks.rank == 0 else None), meet(ranks, 'run', 2))"
+        )
+        environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "WORLD_SIZE": "2", "TMPDIR": str(tmp_path)}
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", code], env=environ | {"RANK": rank}, stdout=subprocess.PIPE, text=True
+            )
+            for rank in ("1", "0")
+        ]
+        assert [process.communicate()[0] for process in started] == ["{'id': 'a'} 2\n"] * 2
+
 
 def _agreements(count: int, topic: str) -> list[StopAgreement]:
     return [StopAgreement(Ranks(rank=rank, world_size=count), topic) for rank in range(count)]
