@@ -6,7 +6,8 @@ it needs no torch.
 **Invariants**: ``committed`` is reported when the file is complete and survives power loss, so whoever waits, waits no
 longer. Nothing older goes before this one, or a newer one, was read back whole.
 
-**On crash**: before the rename there is no file; after it there is a whole one that is not marked verified.
+**On crash**: before the rename there is no file; after it there is a whole one that is not marked verified. Given the
+same job again, another process finds that file and goes on behind the commit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from milepost.checkpoint.catalog import as_fields, mark_verified, refresh, sidecar_of
+from milepost.checkpoint.catalog import as_fields, mark_verified, refresh, scan, sidecar_of
 from milepost.checkpoint.commit import commit, verify
 from milepost.checkpoint.foreign import verify_foreign
 from milepost.checkpoint.job import SaveJob
@@ -26,7 +27,7 @@ from milepost.checkpoint.retention import RetentionRule, decide
 from milepost.core.events import CheckpointChanged
 from milepost.core.records import CheckpointInfo
 from milepost.core.saying import logger
-from milepost.io.durable import replace_file
+from milepost.io.durable import fsync_directory, replace_file
 
 __all__ = ["RANK_FORMAT", "finish_save", "side_file"]
 
@@ -67,6 +68,33 @@ def finish_save(
     if job.format == RANK_FORMAT:
         replace_file(path, job.tree.encode("utf-8", "surrogatepass"))
         return _rank_info(job, path)
+    info, reason = _committed_before(job), ""
+    if info is None:
+        info, reason = _commit_with_ranks(job, arena)
+    refresh(path.parent)
+    report(_change("committed", info, reason))
+    _read_back(path, job.format)
+    mark_verified(path)
+    report(_change("verified", info))
+    _let_go(job, rule, report)
+    return replace(info, verified=True)
+
+
+def _committed_before(job: SaveJob) -> CheckpointInfo | None:
+    """The file of this very save, if a process committed it and died before it could say so."""
+    path = Path(job.path)
+    if not path.exists():
+        return None
+    same = (job.experiment_id, job.step, job.timestamp)
+    for info in scan(path.parent).infos:
+        if info.filename == path.name and (info.experiment_id, info.step, info.timestamp) == same:
+            fsync_directory(path.parent)  # it may have died between the rename and this
+            return info
+    return None
+
+
+def _commit_with_ranks(job: SaveJob, arena: memoryview) -> tuple[CheckpointInfo, str]:
+    """Commit together with what the other ranks left; the second value names ranks that left nothing."""
     wanted = [Path(name) for name in job.side_files]
     present = _wait_for(wanted)
     missing = ", ".join(_RANK_OF.findall(file.name)[0] for file in wanted if file not in present)
@@ -74,14 +102,7 @@ def finish_save(
     for file in present:
         with suppress(OSError):
             file.unlink()
-    refresh(path.parent)
-    reason = f"random numbers and data position of rank {missing} are not in it" if missing else ""
-    report(_change("committed", info, reason))
-    _read_back(path, job.format)
-    mark_verified(path)
-    report(_change("verified", info))
-    _let_go(job, rule, report)
-    return replace(info, verified=True)
+    return info, f"random numbers and data position of rank {missing} are not in it" if missing else ""
 
 
 def _read_back(path: Path, kind: str) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.catalog import scan
+from milepost.checkpoint.commit import commit
 from milepost.checkpoint.finishing import finish_save
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule
@@ -18,14 +19,14 @@ from milepost.core.events import CheckpointChanged
 RULE = RetentionRule(keep_newest=1)
 
 
-def staged(folder: Path, step: int, **more: Any) -> tuple[SaveJob, Arena]:
+def staged(folder: Path, step: int, *, timestamp: float = 1.5, **more: Any) -> tuple[SaveJob, Arena]:
     arena = Arena()
     snapshot = Stager().stage({"model": {"weight": torch.full((5000,), float(step))}}, arena)
     job = SaveJob(
         path=str(folder / f"checkpoint_s_{step}.milepost"),
         experiment_id="run",
         step=step,
-        timestamp=float(step),
+        timestamp=timestamp,
         tree=snapshot.tree,
         tensors=snapshot.tensors,
         arena_bytes=snapshot.nbytes,
@@ -75,12 +76,23 @@ def test_when_reading_back_fails_nothing_older_goes(tmp_path: Path) -> None:
     assert {info.step: info.verified for info in scan(tmp_path).infos} == {1: True, 2: False}
 
 
+def test_a_save_whose_writer_died_before_it_could_say_so_is_taken_as_committed(tmp_path: Path) -> None:
+    job, arena = staged(tmp_path, 1)
+    commit(job, arena.view)
+    changes: list[CheckpointChanged] = []
+
+    finish_save(job, arena.view, RULE, changes.append)
+
+    assert [change.action for change in changes] == ["committed", "verified"]
+    assert changes[0].info["size"] == Path(job.path).stat().st_size
+
+
 def test_a_file_that_exists_is_never_replaced(tmp_path: Path) -> None:
     finish(tmp_path, 1, [])
     before = (tmp_path / "checkpoint_s_1.milepost").read_bytes()
 
     with pytest.raises(ConflictError):
-        finish(tmp_path, 1, [])
+        finish(tmp_path, 1, [], timestamp=2.5)
     assert (tmp_path / "checkpoint_s_1.milepost").read_bytes() == before
 
 
