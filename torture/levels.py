@@ -1,0 +1,204 @@
+"""Which faults are there, how much of each is tried, and what has it found?
+
+Each level gives an :class:`Outcome`; the command line, the CI test and the table of planted bugs all run these.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torture.checker import check_apart, run_apart
+from torture.claims import Claims
+from torture.kills import KILLS_PER_STORE, StoreResult, torture_store
+from torture.lanes import new_folder, spread
+from torture.lint import Rules, broken_rules
+from torture.operation_log import Recorder
+from torture.subject import Subject, Target
+from torture.sweep import KillPoint, count_calls, kill_at, points
+from torture.worker import Operation, Work
+
+__all__ = ["Outcome", "order_of_operations", "random_kills", "rotten_bits", "sweep_operation"]
+
+_PATIENCE = 90.0
+#: Written after what it points at was delivered; an old or absent cursor only delivers again.
+_MAY_BE_LOST = (re.compile(r"guest-.*\.json"),)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one level has found.
+
+    Attributes:
+        level: Its name and extent.
+        tried: Faults that happened.
+        problems: Broken promises, each with what replays it.
+        facts: Counts and sizes worth keeping.
+        seconds: How long it took.
+    """
+
+    level: str
+    tried: int = 0
+    problems: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def random_kills(kills: int, seed: int, *, lanes: int = 2, keep: bool = False, progress: Progress = print) -> Outcome:
+    """Stores with random kills until at least ``kills`` processes were killed."""
+    begun = time.monotonic()
+    outcome = Outcome("random kills")
+    by_target: Counter[str] = Counter()
+    stores = -(-kills // KILLS_PER_STORE)
+    lost: list[float] = []
+    for result in spread(partial(_one_store, keep=keep), range(seed, seed + stores), lanes):
+        by_target.update(result.kills)
+        lost.append(result.lost_ms)
+        outcome.tried = sum(by_target.values())
+        outcome.problems += [_replayable(result, problem) for problem in result.problems]
+        outcome.facts["checkpoints loaded and compared"] = (
+            outcome.facts.get("checkpoints loaded and compared", 0) + result.checkpoints
+        )
+        outcome.facts["records compared"] = outcome.facts.get("records compared", 0) + result.records
+        _slowest(outcome, result)
+        progress(f"seed {result.seed}: {outcome.tried} of {kills} kills, {len(outcome.problems)} problems")
+    outcome.facts |= {f"killed: {target}": count for target, count in sorted(by_target.items())}
+    outcome.facts["longest window lost when both died, ms"] = round(max(lost, default=0.0), 1)
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def _one_store(seed: int, *, keep: bool) -> StoreResult:
+    return torture_store(seed, KILLS_PER_STORE, new_folder(), keep=keep)
+
+
+def _replayable(result: StoreResult, problem: str) -> str:
+    return f"{problem} [python -m torture random --replay {result.seed}; kept: {result.kept}]"
+
+
+def _slowest(outcome: Outcome, result: StoreResult) -> None:
+    name = "slowest opening after a fault, ms"
+    outcome.facts[name] = max(outcome.facts.get(name, 0.0), round(result.opened_in_ms, 1))
+
+
+def sweep_operation(
+    operation: Operation,
+    process: Target,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    lanes: int = 2,
+    keep: bool = False,
+    progress: Progress = print,
+) -> Outcome:
+    """Kill at every system call of an operation, or at a sample of them."""
+    begun = time.monotonic()
+    outcome = Outcome(f"sweep of {operation}, {process} killed")
+    counted = next(iter(spread(_one_count, [(operation, process)], 1)))
+    outcome.problems += [f"uninterrupted: {problem}" for problem in counted.problems]
+    numbers = points(counted.calls, sample, seed)
+    reached: Counter[str] = Counter()
+    tasks = [(operation, process, number, keep) for number in numbers]
+    for point in spread(_one_point, tasks, lanes):
+        outcome.tried += bool(point.call)
+        reached[point.call or "(survived)"] += 1
+        outcome.problems += [f"call {point.number} ({point.call}): {p} [kept: {point.kept}]" for p in point.problems]
+        progress(f"{outcome.level}: call {point.number} of {counted.calls}, {len(outcome.problems)} problems")
+    outcome.facts = {"system calls counted": counted.calls, "tried": len(numbers), "killed in": dict(reached)}
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def _one_count(task: tuple[Operation, Target]) -> KillPoint:
+    return count_calls(*task, new_folder())
+
+
+def _one_point(task: tuple[Operation, Target, int, bool]) -> KillPoint:
+    operation, process, number, keep = task
+    return kill_at(operation, process, number, new_folder(), keep=keep)
+
+
+def order_of_operations(*, keep: bool = False) -> Outcome:
+    """Record the companion while two checkpoints are saved and the run ends, and check the order of its calls."""
+    begun = time.monotonic()
+    outcome = Outcome("order of writes, syncs and renames")
+    count, problems = next(iter(spread(_record, [keep], 1)))
+    outcome.tried, outcome.problems = count, problems
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def _record(keep: bool) -> tuple[int, list[str]]:
+    folder = new_folder()
+    subject = Subject(Work(folder=str(folder), seed=1, attempt=0, operation="save", settle=True))
+    claims = Claims(1, 3, [subject.attempt])
+    subject.hear_until("ready", _PATIENCE)
+    recorder = Recorder(subject.companions()[0], folder / "operations.strace")
+    subject.gate.open(2)
+    problems = [f"still there: {process}" for process in subject.wait_for_all(_PATIENCE)]
+    operations = recorder.stop()
+    problems += broken_rules(operations, Rules(folder=str(folder), need_no_sync=_MAY_BE_LOST))
+    (folder / "operations.strace").rename(folder.with_suffix(".strace")) if keep else None
+    problems += check_apart(str(folder), claims, doctor=False).problems
+    if not keep:
+        shutil.rmtree(folder)
+    return len(operations), problems
+
+
+def rotten_bits(flips: int, seed: int) -> Outcome:
+    """Flip single bits in the files of a sound store."""
+    begun = time.monotonic()
+    outcome = Outcome("flipped bits")
+    facts = next(iter(spread(_rot, [(flips, seed)], 1)))
+    outcome.tried, outcome.problems, outcome.facts = facts
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def _rot(task: tuple[int, int]) -> tuple[int, list[str], dict[str, int]]:
+    from torture.rot import rot
+
+    flips, seed = task
+    folder = new_folder()
+    for compression in (True, False):
+        subject = Subject(
+            Work(folder=str(folder / str(compression)), seed=seed, attempt=0, operation="save", compression=compression)
+        )
+        subject.gate.open(2)
+        subject.wait_for_all(_PATIENCE)
+    tried, problems, outcomes = 0, [], Counter[str]()
+    for store in sorted(folder.iterdir()):
+        answer = run_apart(partial(_rot_one, store, seed, flips, rot))
+        if isinstance(answer, str):
+            problems.append(answer)
+            continue
+        tried += answer["flips"]
+        problems += answer["problems"]
+        outcomes.update(answer["outcomes"])
+    shutil.rmtree(folder)
+    return tried, problems, dict(outcomes)
+
+
+def _rot_one(store: Path, seed: int, flips: int, rot: Callable[..., Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(rot(store, seed, flips))
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """The outcomes as a Markdown table."""
+    lines = ["| level | faults | problems | facts | seconds |", "|---|---|---|---|---|"]
+    for outcome in outcomes:
+        facts = "; ".join(f"{name}: {value}" for name, value in outcome.facts.items() if not isinstance(value, dict))
+        problems = len(outcome.problems) or "none"
+        lines.append(f"| {outcome.level} | {outcome.tried} | {problems} | {facts} | {outcome.seconds:.0f} |")
+    return "\n".join(lines)

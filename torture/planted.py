@@ -1,0 +1,192 @@
+"""Would the harness notice a product that breaks its promises?
+
+Four bugs are planted from outside by replacing functions of the product; the product itself knows nothing of them.
+``TORTURE_BUG`` names one, for the worker, its companion and the checker:
+
+``ack_early``           ``log`` returns before its record is published
+``rename_before_data``  a file gets its name before its content is synced
+``no_dir_fsync``        names are not synced
+``no_crc``              checksums are not looked at
+
+A kill loses no page that the kernel has taken, so the second and the third are invisible to it by nature: the recorded
+order of system calls shows them. The fourth needs damaged bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import types
+from collections.abc import Callable
+from typing import Any, Literal, Self, get_args
+
+import xxhash
+
+__all__ = ["BUGS", "Bug", "plant_in_companion", "plant_in_reader", "plant_in_trainer", "planted_bug"]
+
+Bug = Literal["ack_early", "rename_before_data", "no_dir_fsync", "no_crc"]
+BUGS: tuple[Bug, ...] = get_args(Bug)
+
+_RECORDS_HELD_BACK = 8
+
+
+def planted_bug() -> Bug | None:
+    """The bug that the environment asks for."""
+    name = os.environ.get("TORTURE_BUG", "")
+    if name and name not in BUGS:
+        raise SystemExit(f"TORTURE_BUG is {name!r}: give one of {', '.join(BUGS)}")
+    return next((bug for bug in BUGS if bug == name), None)
+
+
+def plant_in_trainer() -> None:
+    """Plant the bug in this process and in every companion that it starts."""
+    bug = planted_bug()
+    if bug is None:
+        return
+    from milepost.companion import client
+
+    plant = "from torture import planted; planted.plant_in_companion()"
+    _replace(client, "_BOOTSTRAP", f"{plant}; {client._BOOTSTRAP}")
+    if bug == "ack_early":
+        _acknowledge_early()
+    elif bug == "no_crc":
+        _look_at_no_checksum()
+
+
+def plant_in_companion() -> None:
+    """Plant the bug where files are written."""
+    match planted_bug():
+        case "rename_before_data":
+            _rename_before_data()
+        case "no_dir_fsync":
+            _sync_no_folder()
+        case "no_crc":
+            _look_at_no_checksum()
+        case _:
+            pass
+
+
+def plant_in_reader() -> None:
+    """Plant the bug where files are read."""
+    if planted_bug() == "no_crc":
+        _look_at_no_checksum()
+
+
+def _replace(owner: Any, name: str, replacement: Any) -> None:
+    """Replace a name of the product; one that is gone would plant nothing."""
+    assert hasattr(owner, name), f"{owner} has no {name} any more"
+    setattr(owner, name, replacement)
+
+
+def _acknowledge_early() -> None:
+    from milepost.runs.log import LogWriter
+
+    publish: Callable[..., None] = LogWriter.log
+    held_back: list[tuple[Any, ...]] = []
+
+    def log(self: LogWriter, *arguments: Any) -> None:
+        held_back.append((self, *arguments))
+        if len(held_back) > _RECORDS_HELD_BACK:
+            publish(*held_back.pop(0))
+
+    _replace(LogWriter, "log", log)
+
+
+def _sync_no_folder() -> None:
+    from milepost.checkpoint import commit, finishing
+    from milepost.io import durable
+    from milepost.runs import durable_log
+
+    for module in (commit, finishing, durable, durable_log):
+        _replace(module, "fsync_directory", lambda path: None)
+
+
+def _rename_before_data() -> None:
+    from milepost.checkpoint import commit
+    from milepost.io import direct, durable
+
+    def finish(file: direct.NewFile, size: int) -> None:
+        os.ftruncate(file._fd, size)
+
+    rename = direct.rename_without_replacing
+
+    def rename_then_sync(source: str, target: str) -> None:
+        rename(source, target)
+        _sync(target)
+
+    def write_unsynced(path: str, data: bytes, mode: int) -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            durable.write_all(fd, data)
+        finally:
+            os.close(fd)
+
+    _replace(direct.NewFile, "finish", finish)
+    _replace(commit, "rename_without_replacing", rename_then_sync)
+    _replace(durable, "_write_synced", write_unsynced)
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class _AnyNumber(int):
+    """A checksum that agrees with every other."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = int.__hash__
+
+
+class _AnyBytes(bytes):
+    """The same for digests."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = bytes.__hash__
+
+
+class _AnyHasher:
+    def __init__(self, data: Any = b"") -> None:
+        self._inner = xxhash.xxh3_128(data)
+
+    def update(self, data: Any) -> Self:
+        self._inner.update(data)
+        return self
+
+    def intdigest(self) -> _AnyNumber:
+        return _AnyNumber(self._inner.intdigest())
+
+    def digest(self) -> _AnyBytes:
+        return _AnyBytes(self._inner.digest())
+
+
+def _look_at_no_checksum() -> None:
+    from milepost.checkpoint import block_reader, envelope, reading
+    from milepost.runs import segment
+
+    def number(function: Callable[..., int]) -> Callable[..., int]:
+        return functools.wraps(function)(lambda *arguments: _AnyNumber(function(*arguments)))
+
+    lenient: Any = types.SimpleNamespace(
+        xxh3_64_intdigest=number(xxhash.xxh3_64_intdigest),
+        xxh3_128_intdigest=number(xxhash.xxh3_128_intdigest),
+        xxh3_128_digest=lambda data: _AnyBytes(xxhash.xxh3_128_digest(data)),
+        xxh3_128=_AnyHasher,
+        VERSION=xxhash.VERSION,
+    )
+    for module in (block_reader, envelope, reading):
+        _replace(module, "xxhash", lenient)
+    _replace(segment, "xxh3_64_intdigest", lenient.xxh3_64_intdigest)
