@@ -316,9 +316,8 @@ class CompanionProcess:
                 return [self._waiting_for or "the companion's last work"]
             if now > said_at:
                 said_at = now + 5.0
-                say(
-                    f"waiting for {self._waiting_for or 'the companion'}, {end - now:.0f} s more at most (Ctrl-C leaves)"
-                )
+                what = self._waiting_for or "the companion"
+                say(f"waiting for {what}, {end - now:.0f} s more at most (Ctrl-C leaves)")
         return self._left
 
     def _close(self) -> None:

@@ -38,6 +38,8 @@ from milepost.trackers.follower import Follower
 
 __all__ = ["Duties", "retention_rule"]
 
+_LONGEST_FOR_OWN_FILES = 10.0
+
 
 def retention_rule(settings: Mapping[str, Any]) -> RetentionRule:
     """What retention keeps, by the settings of a run."""
@@ -77,19 +79,25 @@ class Duties:
         self._log = DirectLog(self.layout, log_id)
         begin_log(self._log, role=role, attempt=hello.attempt, rank=hello.rank, world_size=hello.world_size)
         self._saver = Saver(retention_rule(hello.settings), self._report, self._save_failed, self._save_over)
-        self._followers: list[Follower] = []
+        self._keeper: Follower | None = None
+        self._guests: list[Follower] = []
         if hello.rank == 0:
             run = describe_run(self.layout, hello)
-            self._followers = make_followers(self.layout, hello.settings, run, self.notice, self._tell, may_feed)
+            self._keeper, self._guests = make_followers(
+                self.layout, hello.settings, run, self.notice, self._tell, may_feed
+            )
         self._capturing: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to follow the log, and capture what this attempt runs in."""
-        for follower in self._followers:
+        for follower in self._followers():
             follower.start()
         if self._hello.rank == 0 and self._hello.launch == 1 and self._hello.facts:
             self._capturing = threading.Thread(target=self._capture, name="milepost-capture", daemon=True)
             self._capturing.start()
+
+    def _followers(self) -> list[Follower]:
+        return self._guests if self._keeper is None else [self._keeper, *self._guests]
 
     # ---------------------------------------------------------------- recording
 
@@ -156,7 +164,7 @@ class Duties:
 
     def check(self) -> None:
         """Say it, once, if a guest hangs."""
-        for follower in self._followers:
+        for follower in self._followers():
             follower.check()
 
     def finish(self, deadline: float, waiting: Callable[[str], None]) -> list[str]:
@@ -171,20 +179,18 @@ class Duties:
             waiting(self._saver.doing)
         if self._capturing is not None:
             self._capturing.join(max(0.1, min(5.0, deadline - time.monotonic())))
-        left = self._finish_followers(deadline, waiting)
-        if self._hello.rank == 0:
+        for follower in self._followers():
+            follower.hurry()
+        if self._keeper is not None:
+            # The run's own files come first: no guest can then keep a person from them.
+            self._keeper.finish(max(deadline, time.monotonic() + _LONGEST_FOR_OWN_FILES))
             with self._lock:
                 write_projections(self.layout)
-        return left
-
-    def _finish_followers(self, deadline: float, waiting: Callable[[str], None]) -> list[str]:
-        for follower in self._followers:
-            follower.hurry()
-        for follower in self._followers:
-            while time.monotonic() < deadline and not follower.join(0.5):
-                waiting(follower.name)
+        for guest in self._guests:
+            while time.monotonic() < deadline and not guest.join(0.5):
+                waiting(guest.name)
         # A parked guest has said why; what is left of the others must be named.
-        return [f.name for f in self._followers if not f.finish(deadline) and f.state.phase != "parked"]
+        return [guest.name for guest in self._guests if not guest.finish(deadline) and guest.state.phase != "parked"]
 
     def close(self) -> None:
         """Close our own log and give its lock back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from milepost.runs.scan import LogFollower, LoggedRecord
 from milepost.trackers.feed import LogSource
 from milepost.trackers.follower import Follower
 from milepost.trackers.protocol import RunDescription
-from milepost.trackers.registry import build_tracker, guests_for
+from milepost.trackers.registry import follower_for, guests_for
 
 __all__ = ["describe_run", "make_followers"]
 
@@ -51,29 +52,33 @@ def make_followers(
     notice: Callable[[Noticed], None],
     tell: Callable[[str], None],
     may_feed: threading.Event | None,
-) -> list[Follower]:
-    """The keeper of the run's own files first, then every guest that the settings ask for."""
+) -> tuple[Follower, list[Follower]]:
+    """The keeper of the run's own files, and every guest that the settings ask for."""
     source = partial(_Gated, layout, may_feed)
-    make = partial(Follower, open_source=source, notice=notice)
-    keeper = make("record", lambda: RecordKeeper(layout, tell), run, cursor_path=layout.cursor("record"))
+    keeper = Follower(
+        "record",
+        partial(RecordKeeper, layout, tell),
+        run,
+        open_source=source,
+        cursor_path=layout.cursor("record"),
+        notice=notice,
+    )
     guests = [
-        make(
-            plan.name,
-            partial(build_tracker, plan, notice),
-            _folder_of(plan.name, run, layout),
+        follower_for(
+            plan,
+            _with_folder(plan.name, run, layout),
+            open_source=source,
             cursor_path=layout.cursor(plan.name),
+            notice=notice,
         )
         for plan in guests_for(settings)
     ]
-    return [keeper, *guests]
+    return keeper, guests
 
 
-def _folder_of(guest: str, run: RunDescription, layout: RunLayout) -> RunDescription:
-    if guest == "tensorboard":
-        return run
-    from dataclasses import replace
-
-    return replace(run, folder=layout.experiment / guest)
+def _with_folder(guest: str, run: RunDescription, layout: RunLayout) -> RunDescription:
+    """TensorBoard has a folder of the mission's; any other guest keeps its files with the run."""
+    return run if guest == "tensorboard" else replace(run, folder=layout.experiment / guest)
 
 
 class _Gated:

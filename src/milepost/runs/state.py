@@ -9,6 +9,7 @@ knows that for processes of this machine; for others, the age of their heartbeat
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ __all__ = ["RunState", "run_state"]
 
 #: Heartbeats come every 10 s; after this many seconds without one, another host's run is no longer taken for alive.
 _HEARTBEAT_LATE = 60.0
+_LOG_LOCK = re.compile(r"[0-9a-f]{32}\.lock")  # guests keep locks there too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +160,7 @@ def _held_without_log(layout: RunLayout, known: set[bytes]) -> bool:
         names = os.listdir(layout.log)
     except OSError:
         return False
-    locks = {name for name in names if name.endswith(".lock")} - {layout.log_lock(log_id).name for log_id in known}
+    locks = {name for name in names if _LOG_LOCK.fullmatch(name)} - {layout.log_lock(log_id).name for log_id in known}
     return any(is_held(layout.log / name) for name in locks)
 
 
