@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["keep_own_log", "logger", "say"]
+__all__ = ["follow_debug_mode", "keep_own_log", "logger", "say"]
 
 logger = logging.getLogger("milepost")
 
@@ -36,8 +36,16 @@ def keep_own_log(logs_dir: str | os.PathLike[str], pid: int) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(message)s"))
         handler.setLevel(logging.INFO)
         logger.addHandler(handler)
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.INFO)
+    follow_debug_mode()
+
+
+def follow_debug_mode() -> None:
+    """Let out what is quieter than a warning: always into our own log, debugging if the root logger wants it.
+
+    A level that the user gave the logger ``milepost`` stays.
+    """
+    if logger.level in {logging.NOTSET, logging.INFO}:
+        logger.setLevel(min(logging.INFO, logging.getLogger().getEffectiveLevel()))
 
 
 # Without a handler of its own, logging would print warnings a second time through its handler of last resort.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from milepost.core.config import ExperimentConfig, is_disabled
 from milepost.core.errors import ConflictError, InvalidCallError
-from milepost.core.saying import say
+from milepost.core.saying import follow_debug_mode, logger, say
 from milepost.run import DisabledRun, Run
 from milepost.runs.endings import in_notebook
 from milepost.system.launch import launch
@@ -25,6 +25,8 @@ class ExperimentTracker:
     def __init__(self, config: ExperimentConfig | None = None) -> None:
         self.config = config or ExperimentConfig()
         self._run: Run | DisabledRun | None = None
+        follow_debug_mode()
+        logger.debug("settings: %s", self.config)
 
     def start_experiment(
         self,
@@ -72,6 +74,7 @@ class ExperimentTracker:
             force=force,
         )
         self._run = DisabledRun() if is_disabled() else launch(self.config, request)
+        logger.debug("started: %r", self._run)
         return self._run
 
     def make_room(self) -> None:
