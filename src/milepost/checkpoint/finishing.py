@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from milepost.checkpoint.catalog import as_fields, mark_verified, refresh, scan, sidecar_of
-from milepost.checkpoint.commit import commit, verify
+from milepost.checkpoint.commit import commit, remove_stale_temporaries, verify
 from milepost.checkpoint.foreign import verify_foreign
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule, decide

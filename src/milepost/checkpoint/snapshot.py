@@ -1,8 +1,10 @@
 """How does the state of a training become one piece of memory, while the training waits no longer than for the copy?
 
-The plain values become a typed tree; each distinct tensor gets a window of the arena, and all are copied there in one
-call, with torch's own threads. Addresses and layout are planned once and used again as long as the tensors stay where
-they are, so that from the second save on a save costs little more than copying the memory.
+The plain values become a typed tree; each distinct tensor gets a window of the arena, and all are copied there at once.
+Addresses and layout are planned once and used again as long as the tensors stay where they are, so that from the second
+save on a save costs little more than copying the memory. Dense tensors on the CPU are moved as bytes by a few threads
+that meet once, at the end: torch would let its threads meet for every tensor, which takes many times as long where the
+cores are busy.
 
 **Invariants**: after :meth:`Stager.stage` nothing refers to live memory. Two names of one tensor are one window. Views
 that overlap without being the same are copied each for itself: more bytes, the same values.
@@ -10,7 +12,9 @@ that overlap without being the same are copied each for itself: more bytes, the 
 
 from __future__ import annotations
 
+import ctypes
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +27,19 @@ from milepost.checkpoint.dtypes import DTYPES, name_of_numpy
 from milepost.checkpoint.job import TensorEntry
 from milepost.checkpoint.model_state import refuse_unsupported
 from milepost.checkpoint.naming import named_leaves
+from milepost.checkpoint.parallel import available_cores, share_out
 from milepost.checkpoint.tree import encode_tree
 from milepost.core.errors import InvalidInputError
-from milepost.io.memory import SharedSegment
 
 __all__ = ["Staged", "Stager", "text_of", "walk"]
 
 _PAGE, _LINE, _LARGE = 4096, 64, 64 << 10
 _ARRAY_INSIDE_TREE = 4096
+_BATCH = 4 << 20
+_WORTH_A_THREAD = 8 << 20
+_MOST_THREADS = 8  # more do not make memory faster
+
+_Move = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +59,45 @@ class Staged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
+    """What to copy where.
+
+    Attributes:
+        signature: Names and places of the tensors it was made for.
+        entries: Where each tensor lies in the arena.
+        nbytes: How much of the arena is in use.
+        generation: Of the arena it was made for.
+        moves: Batches of (target address, source address, bytes).
+        windows: For tensors that are no dense CPU memory, by their index: where torch copies them to.
+        memory: The arena as one tensor; keeps the addresses valid.
+    """
+
     signature: tuple[Any, ...]
     entries: list[TensorEntry]
     nbytes: int
     generation: int
-    windows: list[Tensor]
+    moves: list[list[_Move]]
+    windows: dict[int, Tensor]
+    memory: Tensor
+
+    def copy(self, tensors: list[Tensor]) -> None:
+        """Copy ``tensors``, which have the places of ``signature``, into the arena."""
+        if self.windows:
+            sources = [tensors[index] for index in self.windows]
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.windows.values()), sources, non_blocking=True)
+        share_out(self.moves, _move_shares, threads=_threads(self.nbytes))
+        for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+            torch.cuda.synchronize(device)
+
+
+def _move_shares(shares: Iterator[list[_Move]]) -> None:
+    for moves in shares:
+        for target, source, nbytes in moves:
+            ctypes.memmove(target, source, nbytes)
+
+
+def _threads(nbytes: int) -> int:
+    return 1 if nbytes < _WORTH_A_THREAD else min(_MOST_THREADS, torch.get_num_threads(), available_cores())
 
 
 def walk(state: dict[str, Any]) -> int:
@@ -89,7 +132,7 @@ class Stager:
         leaves = _Leaves(state)
         tree = json.dumps(encode_tree(state, leaf=leaves.index), separators=(",", ":"))
         plan = self._plan_for(leaves, arena)
-        _copy(plan.windows, leaves.tensors)
+        plan.copy(leaves.tensors)
         return Staged(tree=tree, tensors=plan.entries, nbytes=plan.nbytes)
 
     def _plan_for(self, leaves: _Leaves, arena: Arena) -> _Plan:
@@ -100,12 +143,16 @@ class Stager:
         self._plan = plan = None  # its windows would keep an old segment mapped
         entries, nbytes = _layout(leaves)
         segment = arena.reserve(nbytes)
+        memory = torch.frombuffer(segment.map, dtype=torch.uint8)
+        moves, windows = _routes(leaves.tensors, entries, memory)
         self._plan = _Plan(
             signature=signature,
             entries=entries,
             nbytes=nbytes,
             generation=arena.generation,
-            windows=_windows(segment, entries),
+            moves=moves,
+            windows=windows,
+            memory=memory,
         )
         return self._plan
 
@@ -203,24 +250,32 @@ def _kept_stride(tensor: Tensor) -> tuple[int, ...] | None:
     return tuple(dense) if dense == tensor.stride() else None
 
 
-def _windows(segment: SharedSegment, entries: list[TensorEntry]) -> list[Tensor]:
-    """Tensors that lie in the arena."""
-    memory = torch.frombuffer(segment.map, dtype=torch.uint8)
-    windows = []
-    for entry in entries:
-        dtype: torch.dtype = getattr(torch, entry.dtype)
-        flat = memory[entry.offset : entry.offset + entry.nbytes].view(dtype)
-        windows.append(flat.view(entry.shape) if entry.stride is None else flat.as_strided(entry.shape, entry.stride))
-    return windows
+def _routes(
+    tensors: list[Tensor], entries: list[TensorEntry], memory: Tensor
+) -> tuple[list[list[_Move]], dict[int, Tensor]]:
+    batches: list[list[_Move]] = []
+    room = 0
+    windows: dict[int, Tensor] = {}
+    for index, (tensor, entry) in enumerate(zip(tensors, entries, strict=True)):
+        if tensor.device.type != "cpu" or not (tensor.is_contiguous() or entry.stride is not None):
+            windows[index] = _window(memory, entry)
+            continue
+        target, source = memory.data_ptr() + entry.offset, tensor.data_ptr()
+        for start in range(0, entry.nbytes, _BATCH):
+            nbytes = min(_BATCH, entry.nbytes - start)
+            if nbytes > room:
+                batches.append([])
+                room = _BATCH
+            batches[-1].append((target + start, source + start, nbytes))
+            room -= nbytes
+    return batches, windows
 
 
-def _copy(windows: list[Tensor], tensors: list[Tensor]) -> None:
-    if not tensors:
-        return
-    with torch.no_grad():
-        torch._foreach_copy_(windows, tensors, non_blocking=True)
-    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-        torch.cuda.synchronize(device)
+def _window(memory: Tensor, entry: TensorEntry) -> Tensor:
+    """A tensor that lies in the arena."""
+    dtype: torch.dtype = getattr(torch, entry.dtype)
+    flat = memory[entry.offset : entry.offset + entry.nbytes].view(dtype)
+    return flat.view(entry.shape) if entry.stride is None else flat.as_strided(entry.shape, entry.stride)
 
 
 def _name_of_dtype(dtype: torch.dtype) -> str:

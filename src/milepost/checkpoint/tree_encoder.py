@@ -78,7 +78,7 @@ class TreeEncoder:
 
     def _unlisted(self, value: Any, place: Place) -> Node:
         """Types that are recognised by what they are rather than by their exact class."""
-        for recognise in (_as_scalar, _as_torch_value, self._as_fields, self._as_leaf):
+        for recognise in (self._as_leaf, _as_scalar, _as_torch_value, self._as_fields):  # mostly tensors
             node = recognise(value, place)
             if node is not None:
                 return node
