@@ -46,6 +46,18 @@ def test_importing_loads_no_package(module: str) -> None:
     assert modules_after(f"import {module}") & heavy == set()
 
 
-@pytest.mark.parametrize("name", ["ExperimentTrackingSystem", "Run", "open", "open_checkpoint", "start"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ExperimentTrackingSystem",
+        "ModelCheckpointer",
+        "Run",
+        "TensorboardTracker",
+        "WandbTracker",
+        "load",
+        "open",
+        "start",
+    ],
+)
 def test_names_are_reached_without_torch_and_without_a_terminal(name: str) -> None:
     assert modules_after(f"from milepost import {name}") & {"torch", "rich", "typer", "tensorboard", "wandb"} == set()

@@ -32,6 +32,7 @@ def prepared_names() -> dict[str, Any]:
             return {"val/loss": torch.nn.functional.binary_cross_entropy_with_logits(model(inputs), targets).item()}
 
     return {
+        "torch": torch,
         "build": build,
         "train_step": train_step,
         "evaluate": evaluate,
