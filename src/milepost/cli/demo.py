@@ -35,6 +35,7 @@ __all__ = ["demo", "differences"]
 
 _COMPARED = ("train/loss", "val/loss")
 _PROGRESS = re.compile(r"step (\d+)/(\d+)  train/loss (\S+)")
+_COMMAND = "python train.py"
 _BAR = 24
 
 Losses = Mapping[str, Mapping[int, float]]
@@ -121,6 +122,7 @@ def _contents(folder: Path) -> Iterator[Path]:
 def _introduce(place: Path) -> None:
     print_line(("A training is killed twice. The same command goes on, and ends where it would have ended.", "bold"))
     print_line(f"A small transformer learns Python's manual on the CPU, offline: {place / 'train.py'}")
+    print_line("The first run is left alone. The second is killed with SIGKILL, as the kernel does when memory runs out.")
     print_line("")
 
 
@@ -176,7 +178,7 @@ def _watching() -> Iterator[Callable[[_Attempt], None]]:
 
 def _as_line(attempt: _Attempt) -> str:
     start, bar, done, loss, end = attempt.cells()
-    return f"$ python train.py   {start:<20}  {bar}  {done:>7}  loss {loss}  {end}"
+    return f"$ {_COMMAND}   {start:<20}  {bar}  {done:>7}  loss {loss}  {end}"
 
 
 def _as_table(attempts: list[_Attempt]) -> Table:
@@ -188,7 +190,7 @@ def _as_table(attempts: list[_Attempt]) -> Table:
     for attempt in attempts:
         start, bar, done, loss, end = attempt.cells()
         colour = "green" if end == "completed" else "red"
-        table.add_row("$ python train.py", start, bar, done, f"loss {loss}" if loss else "", f"[{colour}]{end}")
+        table.add_row(f"$ {_COMMAND}", start, bar, done, f"loss {loss}" if loss else "", f"[{colour}]{end}")
     return table
 
 
@@ -201,7 +203,7 @@ def _explain_failure(attempt: _Attempt) -> None:
 
 
 def _judge(place: Path, attempts: list[_Attempt]) -> bool:
-    """Compare the two runs, say what was found, and return whether it is what was promised."""
+    """Show the two runs side by side, and return whether they are what was promised."""
     from milepost.runs.store import open as open_store
 
     runs = open_store(place).runs()
@@ -210,18 +212,26 @@ def _judge(place: Path, attempts: list[_Attempt]) -> bool:
         return False
     resumed, reference = runs
     expected, found = _losses(reference), _losses(resumed)
-    problems = differences(expected, found)
     print_line("")
     _print_side_by_side(expected, found, attempts)
     print_line("")
+    print_line((f"$ milepost show {resumed.id}", "bold"))
+    show(resumed.id, folder=place)
+    print_line("")
+    return _pass_judgement(expected, found, place)
+
+
+def _pass_judgement(expected: Losses, found: Losses, place: Path) -> bool:
+    problems = differences(expected, found)
     if problems:
         print_line(("The run that was killed differs from the one that was not:", "bold red"))
         for problem in problems[:10]:
             print_line(f"  {problem}")
         return False
     numbers = " and ".join(f"{len(expected[name])} {name}" for name in _COMPARED)
-    print_line((f"✓ All {numbers} values are equal, bit for bit.", "bold green"))
-    _show(place, resumed)
+    print_line((f"✓ Killed twice, one run: all {numbers} values are equal, bit for bit.", "bold green"))
+    print_line("  Your turn: start it again, kill it wherever you like, start it once more:")
+    print_line(f"  cd {os.path.relpath(place)} && {_COMMAND}")
     return True
 
 
@@ -263,12 +273,3 @@ def _interesting_steps(attempts: list[_Attempt], *, last: int) -> dict[int, str]
         else:
             steps |= {attempt.done - 1: "SIGKILL after this step", attempt.done: ""}
     return dict(sorted(steps.items()))
-
-
-def _show(place: Path, run: RunReader) -> None:
-    print_line("")
-    print_line((f"$ milepost show {run.id}", "bold"))
-    show(run.id, folder=place)
-    print_line("")
-    print_line("Your turn: start it again, kill it wherever you like, start it once more.")
-    print_line(f"  cd {os.path.relpath(place)} && python train.py")
