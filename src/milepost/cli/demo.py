@@ -122,7 +122,9 @@ def _contents(folder: Path) -> Iterator[Path]:
 def _introduce(place: Path) -> None:
     print_line(("A training is killed twice. The same command goes on, and ends where it would have ended.", "bold"))
     print_line(f"A small transformer learns Python's manual on the CPU, offline: {place / 'train.py'}")
-    print_line("The first run is left alone. The second is killed with SIGKILL, as the kernel does when memory runs out.")
+    print_line(
+        "The first run is left alone; the second is killed with SIGKILL, as the kernel does when memory is short."
+    )
     print_line("")
 
 

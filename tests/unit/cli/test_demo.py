@@ -36,6 +36,27 @@ def test_a_reference_without_losses_is_a_difference_because_nothing_was_compared
     assert demo.differences({"val/loss": {}}, {"val/loss": {}}) == ["val/loss: the uninterrupted run logged none"]
 
 
+def test_a_difference_is_the_verdict_and_names_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {"train/loss": {0: 5.0, 1: 4.0}, "val/loss": {1: 4.5}}
+    assert demo._pass_judgement(expected, expected, tmp_path)
+    assert "all 2 train/loss and 1 val/loss values are equal" in capsys.readouterr().out
+    assert not demo._pass_judgement(expected, expected | {"train/loss": {0: 5.0, 1: 3.0}}, tmp_path)
+    assert "train/loss at step 1: 4.0 without, 3.0 with interruptions" in capsys.readouterr().out
+
+
+def test_a_training_that_ends_otherwise_than_planned_fails_with_what_it_printed_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.py").write_text("print('step 3/9  train/loss 0.5')\nraise SystemExit('no more coffee')")
+    attempt = demo._Attempt(expected="completed")
+    assert not demo._run(attempt, tmp_path, lambda _: None)
+    assert (attempt.done, attempt.total, attempt.loss) == (3, 9, "0.5")
+    demo._explain_failure(attempt)
+    said = capsys.readouterr().out
+    assert "expected was 'completed', seen was 'unexpected end, exit code 1'" in said
+    assert "no more coffee" in said
+
+
 def test_each_demo_gets_a_fresh_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = demo._empty_folder(None)
