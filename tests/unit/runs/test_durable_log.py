@@ -11,6 +11,7 @@ from milepost.io.memory import SharedSegment
 from milepost.runs import durable_log
 from milepost.runs.durable_log import Drain
 from milepost.runs.scan import read_log_files, scan
+from milepost.runs.segment import read_header
 
 
 def log_steps(pair, first, last):
@@ -46,6 +47,19 @@ def test_records_of_many_segments_stand_in_one_file_at_their_sequence_numbers(pa
     assert steps(records) == list(range(6000))
     assert [r.sequence for r in records] == sorted({r.sequence for r in records})
     assert one.drain.durable == one.drain.position
+
+
+def test_the_file_holds_the_same_bytes_as_the_memory_at_the_same_places(pair):
+    one = pair(segment_size=1 << 17)
+    log_steps(one, 0, 4000)
+    one.drain.copy()
+    (log,) = read_log_files(one.layout.log)
+    content = log.files[0].path.read_bytes()
+    memory = {read_header(memoryview(segment.map)).base: bytes(segment.map) for segment, _ in one.segments}
+    whole = b"".join(memory[base] for base in sorted(memory) if base)
+    assert len(memory) > 2
+    assert content == whole[: len(content)]
+    assert not any(whole[len(content) :])
 
 
 def test_a_restarted_companion_goes_on_with_a_new_file_and_repeats_nothing_to_the_reader(pair, steps):
