@@ -13,12 +13,12 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from milepost.core.errors import InvalidInputError, NotFoundError
+from milepost.core.errors import InvalidInputError, NotFoundError, StorageError
 
 __all__ = ["CheckpointFormat", "ExperimentConfig", "is_disabled"]
 
@@ -115,15 +115,23 @@ class ExperimentConfig:
         self._settle("trackers", self._tracker_names())
         self._make_paths_absolute()
 
+    def _words(self, name: str) -> tuple[Any, ...]:
+        value = getattr(self, name)
+        if isinstance(value, str):
+            return (value,)
+        if not isinstance(value, Iterable) or isinstance(value, Mapping):
+            raise _invalid(name, value, "give a list of names")
+        return tuple(value)
+
     def _signals(self) -> tuple[str, ...]:
-        names = (self.save_on_signal,) if isinstance(self.save_on_signal, str) else tuple(self.save_on_signal)
+        names = self._words("save_on_signal")
         for name in names:
             if name not in _SIGNALS:
                 raise _invalid("save_on_signal", name, f"give names out of {', '.join(_SIGNALS)}")
         return names
 
     def _tracker_names(self) -> tuple[str, ...]:
-        names = (self.trackers,) if isinstance(self.trackers, str) else tuple(self.trackers)
+        names = self._words("trackers")
         for name in names:
             if not isinstance(name, str) or not name:
                 raise _invalid("trackers", name, "give the name that an installed package offers its tracker under")
@@ -156,12 +164,14 @@ class ExperimentConfig:
         Raises:
             InvalidInputError: A key is no field, or a value cannot be meant.
             NotFoundError: There is no such file or profile.
+            StorageError: The file cannot be read.
         """
         settings, profiles = _read_settings(file)
         if profile is not None:
             if profile not in profiles:
                 known = ", ".join(profiles) or "none"
-                raise NotFoundError(f"no profile {profile!r} in {file}", cure=f"profiles there: {known}")
+                where = f"in {os.fspath(file)!r}" if file is not None else "without a settings file"
+                raise NotFoundError(f"no profile {profile!r} {where}", cure=f"profiles there: {known}")
             settings |= profiles[profile]
         settings |= _from_environment()
         settings |= arguments
@@ -185,17 +195,21 @@ def _path(name: str, value: object) -> Path:
 def _read_settings(file: str | os.PathLike[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     if file is None:
         return {}, {}
+    name = os.fspath(file)
     try:
         text = Path(file).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise NotFoundError(f"no settings file {os.fspath(file)!r}", cure="check the path") from None
-    try:
         content = json.loads(text) if str(file).endswith(".json") else tomllib.loads(text)
-    except ValueError as error:
-        raise InvalidInputError(f"{os.fspath(file)!r} is no valid settings file ({error})", cure="mend it") from None
+    except FileNotFoundError:
+        raise NotFoundError(f"no settings file {name!r}", cure="check the path") from None
+    except OSError as error:
+        raise StorageError(f"the settings file {name!r} cannot be read ({error.strerror})", cure="check it") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{name!r} is no valid settings file ({error})", cure="mend it") from None
     if not isinstance(content, dict):
-        raise InvalidInputError(f"{os.fspath(file)!r} holds no table of settings", cure="write key = value lines")
+        raise InvalidInputError(f"{name!r} holds no table of settings", cure="write key = value lines")
     profiles = content.pop("profiles", {})
+    if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
+        raise InvalidInputError(f"profiles in {name!r} are no tables", cure="write [profiles.<name>] tables")
     return content, profiles
 
 

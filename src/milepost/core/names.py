@@ -22,8 +22,8 @@ _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
 def safe_name(name: str) -> str:
-    """``name`` with every run of other characters replaced by one dash; ``"run"`` if nothing is left."""
-    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:_LONGEST].strip("-.")
+    """``name`` with every run of other characters replaced by one dash, of dots by one; ``"run"`` if nothing is left."""
+    cleaned = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", name)).strip("-.")[:_LONGEST].strip("-.")
     if not cleaned or _RESERVED.fullmatch(cleaned):
         cleaned = f"run-{cleaned}".rstrip("-")
     return cleaned
@@ -64,7 +64,7 @@ def render_name(template: str, hyperparameters: Mapping[str, Any]) -> str:
             f"the name {template!r} asks for the hyperparameter {error}, which is not given",
             cure=f"known are: {known}; double the braces to write one",
         ) from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise InvalidInputError(
             f"the name {template!r} is no valid template ({error})", cure="double the braces to write one"
         ) from None

@@ -25,6 +25,17 @@ def say(text: str, *, cure: str = "", level: int = logging.WARNING) -> None:
         print(f"milepost: {line}", file=sys.stderr, flush=True)  # noqa: T201 - this is the one place that speaks
 
 
+class _OwnLog(logging.FileHandler):
+    """Gives up quietly: a full disk, or a folder that was removed, must not raise where something is said."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
+        """Print no traceback; the line itself was said at the terminal."""
+
+
 def keep_own_log(logs_dir: str | os.PathLike[str], pid: int) -> None:
     """Also write what we log to ``<logs_dir>/milepost-<pid>.log``; a folder that cannot be written is no error."""
     path = Path(logs_dir) / f"milepost-{pid}.log"
@@ -32,7 +43,7 @@ def keep_own_log(logs_dir: str | os.PathLike[str], pid: int) -> None:
         return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+        handler = _OwnLog(path, encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(message)s"))
         handler.setLevel(logging.INFO)
         logger.addHandler(handler)

@@ -8,11 +8,12 @@ the companion holds too, checkpoints are staged into an arena that the companion
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import shutil
+import shlex
+import sys
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -29,11 +30,12 @@ from milepost.core.events import (
     StatusChanged,
     Text,
 )
-from milepost.core.names import safe_name
+from milepost.core.plain import plain
 from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
 from milepost.core.saying import say
 from milepost.environment.ranks import StopAgreement
 from milepost.environment.secrets import redact
+from milepost.run.media import keep_file, keep_text
 from milepost.run.worker import WorkerRun
 from milepost.runs.console import ConsoleTee
 from milepost.runs.endings import in_notebook, listen, status_of_exception, stop_listening, watch_signals
@@ -133,9 +135,7 @@ class Run:
         if len(content.encode(errors="replace")) <= _LONGEST_TEXT:
             self._append(Text(step=at, name=name, text=content), step=at)
         else:
-            target = self._media_path(name, at, ".txt")
-            target.write_text(content, encoding="utf-8", errors="replace")
-            self._add_media(name, target, "text/plain", at)
+            self._keep(partial(keep_text, self._layout.media, name, content, at))
 
     def log_file(self, name: str, path: str | os.PathLike[str], step: int | None = None) -> None:
         """Keep a copy of a file below ``media``; it is copied before this returns.
@@ -143,35 +143,19 @@ class Run:
         Raises:
             InvalidInputError: There is no such file.
         """
-        source = Path(path)
-        if not source.is_file():
+        if not Path(path).is_file():
             raise InvalidInputError(f"no file {os.fspath(path)!r}", cure="give the path of a file to log_file")
         at = self._log.last_step if step is None else step
-        target = self._media_path(name, at, source.suffix)
+        self._keep(partial(keep_file, self._layout.media, name, path, at))
+
+    def _keep(self, keep: Callable[[], MediaAdded]) -> None:
+        """Write a media file and record it; a disk that refuses is said, and stops nothing."""
         try:
-            shutil.copyfile(source, target)
+            added = keep()
         except OSError as error:
-            self._notice("media", f"the file {source.name} could not be kept ({error.strerror})", "free disk space")
+            self._notice("media", f"a logged file could not be kept ({error.strerror})", "free disk space")
         else:
-            self._add_media(name, target, "application/octet-stream", at)
-
-    def _media_path(self, name: str, step: int, suffix: str) -> Path:
-        folder = self._layout.media
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = f"{safe_name(name)}_{step}"
-        number = 1
-        while True:
-            target = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
-            try:
-                target.open("x").close()
-            except FileExistsError:
-                number += 1
-            else:
-                return target
-
-    def _add_media(self, name: str, target: Path, media_type: str, step: int) -> None:
-        event = MediaAdded(step=step, name=name, path=target.name, media_type=media_type, size=target.stat().st_size)
-        self._append(event, step=step)
+            self._append(added, step=added.step)
 
     def tag(self, *tags: str) -> None:
         """Add tags to the run."""
@@ -365,7 +349,7 @@ class Run:
         """
         if status not in _ENDS:
             raise InvalidInputError(f"status is {status!r}", cure=f"give one of {', '.join(_ENDS)}")
-        summary = {str(name): _plain_number(value) for name, value in (final_metrics or {}).items()}
+        summary = plain(dict(final_metrics or {}))
         word: RunStatus = status  # type: ignore[assignment]  # checked above
         self._finish(StatusChanged(status=word, reason=reason, summary=summary))
 
@@ -441,20 +425,7 @@ class Run:
             self._console.remove()
 
 
-def _plain_number(value: Any) -> Any:
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        value = value.item()
-    if isinstance(value, (bool, int, float, str)) or value is None:
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain_number(inner) for name, inner in value.items()}
-    return math.nan if not hasattr(value, "__str__") else str(value)
-
-
 def _command() -> str:
-    import shlex
-    import sys
-
     return redact(shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]))
 
 

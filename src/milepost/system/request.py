@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from milepost.core.errors import InvalidCallError, InvalidInputError
 from milepost.core.names import render_name
+from milepost.core.plain import plain
 from milepost.environment.secrets import redact_tree
 
 __all__ = ["StartRequest", "make_request", "script_of_this_process"]
 
-_DEEPEST = 20
 _LARGEST = 48 * 1024
 
 
@@ -97,42 +94,12 @@ def _mapping(label: str, value: Any) -> dict[str, Any]:
 
 
 def _kept(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = redact_tree(_plain(values, 0))
+    kept: dict[str, Any] = redact_tree(plain(values))
     if len(json.dumps(kept)) > _LARGEST:
         raise InvalidInputError(
             f"{label} is larger than {_LARGEST // 1024} KiB as text", cure="keep it in a file and pass its path"
         )
     return kept
-
-
-def _plain(value: Any, depth: int) -> Any:
-    """What JSON can hold; everything else as its text, because a start must not fail over an odd setting."""
-    if depth < _DEEPEST:
-        if is_dataclass(value) and not isinstance(value, type):
-            value = asdict(value)
-        if isinstance(value, Mapping):
-            return {str(key): _plain(inner, depth + 1) for key, inner in value.items()}
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return [_plain(inner, depth + 1) for inner in value]
-    return _plain_scalar(value)
-
-
-def _plain_scalar(value: Any) -> Any:
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        value = value.item()
-    match value:
-        case Enum():
-            return value.name
-        case None | bool() | str():
-            return value
-        case int() if -(2**63) <= value < 2**64:
-            return value
-        case float() if math.isfinite(value):
-            return value
-        case dt.date():
-            return value.isoformat()
-        case _:
-            return str(value)
 
 
 def script_of_this_process() -> str:
