@@ -71,6 +71,7 @@ def finish_save(
     info, reason = _committed_before(job), ""
     if info is None:
         info, reason = _commit_with_ranks(job, arena)
+    remove_stale_temporaries(path.parent)
     refresh(path.parent)
     report(_change("committed", info, reason))
     _read_back(path, job.format)
