@@ -22,7 +22,7 @@ _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
 def safe_name(name: str) -> str:
-    """``name`` with every run of other characters replaced by one dash, of dots by one; ``"run"`` if nothing is left."""
+    """``name`` with other characters as one dash and dots in a row as one; ``"run"`` if nothing is left."""
     cleaned = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", name)).strip("-.")[:_LONGEST].strip("-.")
     if not cleaned or _RESERVED.fullmatch(cleaned):
         cleaned = f"run-{cleaned}".rstrip("-")

@@ -1,7 +1,7 @@
 """What of a user's value can JSON hold?
 
-Settings and summaries come as anything: NumPy scalars, enums, paths, dataclasses. They are kept as plain values, and what
-has no plain form as its text, because a start must not fail over an odd setting.
+Settings and summaries come as anything: NumPy scalars, enums, paths, dataclasses. They are kept as plain values, and
+what has no plain form as its text, because a start must not fail over an odd setting.
 """
 
 from __future__ import annotations

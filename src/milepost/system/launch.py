@@ -216,7 +216,7 @@ def _assemble(
         attempt=begun.attempt,
     )
     if ranks.rank == 0:
-        fields = _description(config, request, layout) if begun.fresh else {}
+        fields = read_metadata(layout) if begun.fresh else {}  # so that the log alone can make it again
         log.append(Described(fields=fields | {"tags": begun.tags, "attempt": begun.attempt}))
         log.append(StatusChanged(status="running"))
     return Run(
