@@ -71,7 +71,7 @@ def test_a_wandb_that_hangs_for_ever_holds_up_neither_the_run_nor_its_end(tmp_pa
 
 def test_what_a_broken_tensorboard_missed_is_delivered_by_the_doctor(tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be: every call of the guest raises")
-    out, err, code = run_script(tmp_path, training().replace('wandb_project="p", ', ""))
+    _, err, code = run_script(tmp_path, training().replace('wandb_project="p", ', ""))
     assert code == 0
     assert err.count("tensorboard does not take the run") == 1
     run = only_run(tmp_path)
@@ -86,7 +86,9 @@ def test_what_a_broken_tensorboard_missed_is_delivered_by_the_doctor(tmp_path):
 @pytest.mark.slow
 def test_wandb_without_a_login_keeps_every_point_offline(tmp_path):
     pytest.importorskip("wandb")
-    _, err, code = run_script(tmp_path, training().replace("exit_timeout=10.0", "exit_timeout=60.0"), HOME=str(tmp_path))
+    _, err, code = run_script(
+        tmp_path, training().replace("exit_timeout=10.0", "exit_timeout=60.0"), HOME=str(tmp_path)
+    )
     assert code == 0, err
     run = only_run(tmp_path)
     files = list(run.layout.experiment.rglob("*.wandb"))

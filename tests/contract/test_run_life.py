@@ -38,7 +38,7 @@ def wait_until_idle(folder: Path) -> None:
 
 
 def test_a_finished_run_leaves_metadata_metrics_summary_and_console(tmp_path):
-    out, err, code = run_script(
+    _, err, code = run_script(
         tmp_path,
         """
         import milepost
@@ -85,7 +85,11 @@ def test_every_metric_that_was_acknowledged_survives_kill_9(tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "status", "word"),
-    [(signal.SIGKILL, "killed", "SIGKILL"), (signal.SIGTERM, "killed", "SIGTERM"), (signal.SIGINT, "stopped", "Ctrl-C")],
+    [
+        (signal.SIGKILL, "killed", "SIGKILL"),
+        (signal.SIGTERM, "killed", "SIGTERM"),
+        (signal.SIGINT, "stopped", "Ctrl-C"),
+    ],
 )
 def test_the_signal_that_ended_a_run_is_named(tmp_path, number, status, word):
     script = Script(tmp_path, LOGS_FOR_EVER)
@@ -223,7 +227,7 @@ def test_without_shared_memory_the_same_calls_keep_the_same_record(tmp_path):
 
 
 def test_disabled_mode_leaves_nothing(tmp_path):
-    out, err, code = run_script(
+    _, err, code = run_script(
         tmp_path,
         """
         import milepost

@@ -144,7 +144,7 @@ def _packages(path: Iterable[str]) -> dict[str, str]:
 
 
 def _cpu() -> dict[str, Any]:
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {

@@ -144,7 +144,7 @@ def _started(pid: int) -> str:
     with suppress(OSError, IndexError):
         # Counted from the boot, so unlike seconds since 1970 it stays the same when the clock is set.
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     try:
         return str(int(psutil.Process(pid).create_time()))

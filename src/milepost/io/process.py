@@ -105,7 +105,7 @@ def _start_time(pid: int) -> float | None:
         if not fields or fields[0] in {"Z", "X"}:
             return None
         return int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     try:
         return float(psutil.Process(pid).create_time())
