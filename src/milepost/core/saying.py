@@ -32,6 +32,10 @@ class _OwnLog(logging.FileHandler):
         with contextlib.suppress(OSError, ValueError):
             super().emit(record)
 
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
         """Print no traceback; the line itself was said at the terminal."""
 
