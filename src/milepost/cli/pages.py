@@ -33,8 +33,9 @@ def _clock(when: float | None) -> str:
     return "-" if when is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
 
 
-def _state(status: str, cause: str = "") -> Cell:
-    return state_word(status, cause), styled_state(status)
+def _state(line: RunLine) -> Cell:
+    causes = (line.signal, "its companion is finishing" if line.finishing else "")
+    return state_word(line.status, ", ".join(filter(None, causes))), styled_state(line.status)
 
 
 def _brief(checkpoint: CheckpointView | None) -> str:
@@ -58,7 +59,7 @@ def print_status(view: StatusView) -> None:
     shown = view.going or ((view.newest,) if view.newest else ())
     rows: list[list[Cell]] = [
         [
-            _state(line.status, line.signal),
+            _state(line),
             (line.id, "bold"),
             count(line.last_step),
             _brief(line.best),
@@ -76,7 +77,7 @@ def print_runs(lines: Iterable[RunLine]) -> None:
     """All runs, one a line."""
     rows: list[list[Cell]] = [
         [
-            _state(line.status, line.signal),
+            _state(line),
             (line.id, "bold"),
             _ago(line.since),
             count(line.last_step),
@@ -122,7 +123,7 @@ def _marks(one: CheckpointView) -> str:
 def print_run(view: RunView) -> None:
     """The page of one run."""
     line = view.run
-    print_line((line.name, "bold"), _state(line.status, line.signal), f"since {_clock(line.since)}")
+    print_line((line.name, "bold"), _state(line), f"since {_clock(line.since)}")
     again = f", {count(view.lost_steps)} steps done again after a resume" if view.lost_steps else ""
     print_line(f"id {line.id}, started {_clock(line.started)}, last step {count(line.last_step)}{again}")
     for text in (view.description, ", ".join(view.tags), view.notes):
@@ -170,7 +171,14 @@ def _print_attempts(attempts: Sequence[AttemptView]) -> None:
         return
     _print_heading("ATTEMPTS")
     rows: list[list[Cell]] = [
-        [str(one.number), _state(one.status), one.reason, _clock(one.started), _clock(one.ended), count(one.last_step)]
+        [
+            str(one.number),
+            (state_word(one.status), styled_state(one.status)),
+            one.reason,
+            _clock(one.started),
+            _clock(one.ended),
+            count(one.last_step),
+        ]
         for one in attempts
     ]
     print_table(["NUMBER", "STATE", "REASON", "STARTED", "ENDED", "LAST STEP"], rows, numbers=["NUMBER", "LAST STEP"])

@@ -65,13 +65,18 @@ class CheckpointView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLine:
-    """One run in a list. ``since`` is when it came into its state, in seconds since 1970 like every time here."""
+    """One run in a list.
+
+    ``since`` is when it came into its state, in seconds since 1970 like every time here. ``finishing``: the training is
+    over, and its companion still writes or feeds guests.
+    """
 
     id: str
     name: str
     status: str
     signal: str
     reason: str
+    finishing: bool
     since: float | None
     started: float | None
     attempts: int
@@ -181,6 +186,7 @@ def _run_line(run: RunReader, infos: Sequence[CheckpointInfo]) -> RunLine:
         status=state.status,
         signal=state.signal,
         reason=state.reason,
+        finishing=state.finishing,
         since=state.since,
         started=run.started,
         attempts=max(state.attempt, 1),

@@ -64,7 +64,8 @@ def test_what_the_companion_complains_about_stands_under_the_running_run(stage: 
 def test_runs_are_listed_newest_first_each_with_its_state(stage: Stage) -> None:
     stage.run("old_1").tell(StatusChanged(status="completed"))
     stage.run("bad_1").tell(StatusChanged(status="failed", traceback="Traceback: no"))
-    stage.run("new_1", role="companion").tell(StatusChanged(status="killed", signal="SIGKILL", source="companion"))
+    new = stage.run("new_1", role="companion")
+    new.tell(StatusChanged(status="killed", signal="SIGKILL", source="companion")).die()
     assert [line["id"] for line in stage.ask_json("runs")] == ["new_1", "bad_1", "old_1"]
     printed = stage.ask("runs").stdout.splitlines()
     assert printed[1].startswith("■ killed (SIGKILL)")
@@ -76,6 +77,14 @@ def test_options_before_the_command_are_meant_for_the_command(stage: Stage) -> N
     stage.run("bert_1")
     done = stage.call("--dir", str(stage.root), "--json", "runs")
     assert [line["id"] for line in json.loads(done.stdout)] == ["bert_1"]
+
+
+def test_a_run_that_is_over_while_its_companion_still_writes_says_so(stage: Stage) -> None:
+    stage.run("bert_1").tell(StatusChanged(status="completed")).die()
+    stage.run("bert_1", role="companion")
+    (line,) = stage.ask_json("runs")
+    assert (line["status"], line["finishing"]) == ("completed", True)
+    assert "✓ completed (its companion is finishing)" in stage.ask("runs").stdout
 
 
 def test_an_empty_list_prints_nothing(stage: Stage) -> None:
