@@ -39,6 +39,7 @@ from milepost.companion.messages import (
     Waiting,
 )
 from milepost.core.errors import StorageError
+from milepost.core.events import Noticed
 from milepost.core.saying import say
 from milepost.io.locks import lend_lock
 from milepost.io.memory import SharedSegment
@@ -78,6 +79,7 @@ class CompanionProcess:
         self._durable = 0
         self._launches: list[float] = []
         self._own_drain: Drain | None = None
+        self._disk_refuses = False
         self._leaving = False
         self._finished = threading.Event()
         self._left: list[str] = []
@@ -262,17 +264,22 @@ class CompanionProcess:
                 self._launch()
 
     def _give_up(self) -> None:
-        say(
+        message = (
             "the companion process keeps dying: metrics are kept by the training process itself, checkpoints and "
-            "TensorBoard/W&B stand still",
-            cure="see milepost-*.log in the logs folder; `milepost doctor` finishes what is left",
+            "TensorBoard/W&B stand still"
         )
+        cure = "see milepost-*.log in the logs folder; `milepost doctor` finishes what is left"
+        say(message, cure=cure)
+        if self._log is not None:
+            self._log.append(Noticed(source="companion", topic="gone", message=message, cure=cure))
         self._own_drain = Drain(RunLayout.from_dict(self._hello.layout), self._hello.log_id)
         self._own_drain.resume_from(self._durable)
         for ordinal, segment in sorted(self._segments.items()):
             self._own_drain.attach(segment, ordinal)
         self._unsent = []
-        self.writer.fail_all(StorageError("the companion process died before the checkpoint was written"))
+        self.writer.close(
+            StorageError("no companion process writes the checkpoint: it keeps dying", cure="start the training again")
+        )
 
     def _drain_without_companion(self) -> None:
         drain = self._own_drain
@@ -282,8 +289,15 @@ class CompanionProcess:
             for ordinal in self._unsent:
                 drain.attach(self._segments[ordinal], ordinal)
             self._unsent = []
-        drain.copy()
-        self._forget_segments(drain.sync())
+        try:
+            drain.copy()
+            self._forget_segments(drain.sync())
+        except StorageError as error:
+            if not self._disk_refuses:
+                say(f"the run log cannot be written ({error.what}); it is kept in memory meanwhile", cure=error.cure)
+            self._disk_refuses = True
+        else:
+            self._disk_refuses = False
 
     # ---------------------------------------------------------------- the end
 
@@ -325,7 +339,11 @@ class CompanionProcess:
         if self._helper.is_alive() and threading.current_thread() is not self._helper:
             self._helper.join(1.0)
         with self._lock:
-            self.writer.fail_all(StorageError("the run ended before the checkpoint was known to be written"))
+            self.writer.close(StorageError("the run ended before the checkpoint was known to be written"))
+            if self._own_drain is not None:
+                with contextlib.suppress(StorageError):  # the disk's refusal was said
+                    self._own_drain.copy(finishing=True)
+                    self._own_drain.sync()
             if self._channel is not None:
                 self._channel.close()
                 self._channel = None

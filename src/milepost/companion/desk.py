@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milepost.checkpoint.arena import Arena
+from milepost.checkpoint.catalog import from_fields
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.writer import PendingSave
 from milepost.companion.messages import Saved, SaveFailed, SaveOver
 from milepost.core.errors import GaveUpWaitingError, MilepostError, StorageError
-from milepost.core.records import CheckpointInfo
 from milepost.io.memory import SharedSegment
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class SaveDesk:
         self._staged: int | None = None
         self._under_way: dict[int, tuple[SaveJob, PendingSave]] = {}
         self._number = 0
+        self._closed: MilepostError | None = None
 
     def arena(self) -> Arena:
         """The one arena, as soon as no snapshot waits in it: the documented wait of ``save_checkpoint``."""
@@ -62,6 +63,9 @@ class SaveDesk:
         assert arena is self._arena
         pending = PendingSave(Path(job.path), job.step)
         with self._changed:
+            if self._closed is not None:
+                pending.fail(self._closed)
+                return pending
             self._number += 1
             self._under_way[self._number] = (job, pending)
             if job.format != "rank":
@@ -92,7 +96,7 @@ class SaveDesk:
             pending = job_and_pending[1]
             match message:
                 case Saved(info=info):
-                    pending.commit(CheckpointInfo(**info | {"path": Path(info["path"])}))
+                    pending.commit(from_fields(info))
                 case SaveFailed(what=what, cure=cure, kind=kind):
                     pending.fail(StorageError(what, cure=cure, kind=kind))
                 case SaveOver():
@@ -112,9 +116,10 @@ class SaveDesk:
             self._under_way = {n: pair for n, pair in self._under_way.items() if not pair[1].done}
             self._changed.notify_all()
 
-    def fail_all(self, error: MilepostError) -> None:
-        """There will be no answers any more."""
+    def close(self, error: MilepostError) -> None:
+        """There will be no answers any more: what is open fails with ``error``, and so does what is submitted later."""
         with self._changed:
+            self._closed = self._closed or error
             for _, pending in self._under_way.values():
                 pending.fail(error)
             self._under_way.clear()

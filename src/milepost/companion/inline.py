@@ -87,7 +87,7 @@ class InlineCompanion:
             return self._duties.finish(time.monotonic() + timeout, _Patience())
         finally:
             self._duties.close()
-            self.writer.fail_all(StorageError("the run ended before the checkpoint was known to be written"))
+            self.writer.close(StorageError("the run ended before the checkpoint was known to be written"))
 
 
 class _Patience:

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from milepost.checkpoint.catalog import scan
+from milepost.checkpoint.retention import newest_first
+from milepost.checkpoint.selection import of_experiment
 from milepost.core.errors import CorruptDataError
 from milepost.core.events import Rewound
 from milepost.core.records import CheckpointInfo, ResumePoint
@@ -79,8 +82,7 @@ class Resumption:
         walk(capture(model, optimizer, scheduler, **objects))
         note = position_note(loader)
         notes = [note] if note is not None else []
-        candidates = [] if self.fresh else self._candidates(checkpointer)
-        damaged: CorruptDataError | None = None
+        candidates, damaged = ([], None) if self.fresh else self._candidates(checkpointer)
         for info in candidates:
             try:
                 report = resume_objects(info.path, model, optimizer, scheduler, rank=self.rank, **objects)
@@ -102,13 +104,21 @@ class Resumption:
         self._agree(None)
         return ResumePoint(step=0, epoch=0, fresh=True, notes=tuple(notes))
 
-    def _candidates(self, checkpointer: ModelCheckpointer) -> list[CheckpointInfo]:
-        """Newest first; on other ranks only the one that rank 0 went on with."""
-        infos = sorted(checkpointer.list_checkpoints(self.experiment_id), key=lambda info: info.step, reverse=True)
-        if self.rank == 0:
-            return infos
-        chosen = meet(self.ranks, self._topic(), None, _PATIENCE)
-        return [info for info in infos if info.filename == chosen]
+    def _candidates(self, checkpointer: ModelCheckpointer) -> tuple[list[CheckpointInfo], CorruptDataError | None]:
+        """Newest first, and what is wrong with one that cannot be listed; on other ranks only what rank 0 went on with.
+
+        Newest by time: after a resume from an older checkpoint a lower step can be the newer one.
+        """
+        found = of_experiment(scan(checkpointer.folder), self.experiment_id)
+        infos = newest_first(found.infos)
+        if self.rank:
+            chosen = meet(self.ranks, self._topic(), None, _PATIENCE)
+            return [info for info in infos if info.filename == chosen], None
+        ours = [file for file in found.damaged if file.info is not None]
+        for file in ours:
+            say(f"checkpoint {file.path.name} is left out: {file.error.what}")
+        damaged = ours[-1].error if ours else None
+        return infos, damaged if isinstance(damaged, CorruptDataError) else None
 
     def _agree(self, info: CheckpointInfo | None) -> None:
         if self.rank == 0 and self.ranks.world_size > 1:

@@ -33,6 +33,7 @@ class WorkerRun:
         self._rank = rank
         self._log: DirectLog | None = None
         self._lock: OwnedLock | None = None
+        self._pid = os.getpid()
 
     @classmethod
     def open(cls, layout: Mapping[str, Any], attempt: int, rank: int) -> WorkerRun:
@@ -61,6 +62,9 @@ class WorkerRun:
             self._lock = None
 
     def _opened(self) -> DirectLog:
+        if self._pid != os.getpid():  # forked since: two processes must never write to one log
+            self.close()
+            self._pid = os.getpid()
         if self._log is None:
             log_id = new_log_id()
             self._lock = OwnedLock(self._layout.log_lock(log_id))

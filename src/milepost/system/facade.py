@@ -1,4 +1,4 @@
-"""The mission's system: one object for tracking, checkpoints, TensorBoard and W&B.
+"""What does a user hold in the hand? One object for tracking, checkpoints, TensorBoard and W&B.
 
 Each method is a call of the live :class:`milepost.Run`: two doors, one implementation.
 """
