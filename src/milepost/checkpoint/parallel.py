@@ -62,6 +62,7 @@ def share_out(items: list[T], work: Callable[[Iterator[T]], None], *, threads: i
         try:
             results = pool.map(guarded, range(threads))
         except RuntimeError:  # the interpreter is shutting down and starts no thread any more
-            results = iter((guarded(0),))
+            guarded(0)
+            results = iter(())
         for _ in results:
             pass

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from milepost.checkpoint.checkpointer import ModelCheckpointer
@@ -21,7 +22,7 @@ from milepost.companion.client import CompanionProcess
 from milepost.companion.messages import Hello
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import ConflictError
-from milepost.core.events import Described, StatusChanged
+from milepost.core.events import Described, Noticed, StatusChanged
 from milepost.core.saying import keep_own_log, say
 from milepost.environment.capture import trainer_facts
 from milepost.environment.ranks import Ranks, StopAgreement, detect, meet
@@ -214,6 +215,7 @@ def _assemble(
         rank=ranks.rank,
         world_size=ranks.world_size,
         attempt=begun.attempt,
+        notice=partial(_tell_and_record, log),
     )
     if ranks.rank == 0:
         fields = read_metadata(layout) if begun.fresh else {}  # so that the log alone can make it again
@@ -300,6 +302,11 @@ def _begin_log(log: LogWriter | DirectLog, hello: Hello) -> DeviceValues:
     log.deferred = values.defer
     begin_log(log, role="trainer", attempt=hello.attempt, rank=hello.rank, world_size=hello.world_size)
     return values
+
+
+def _tell_and_record(log: LogWriter | DirectLog, noticed: Noticed) -> None:
+    say(noticed.message, cure=noticed.cure)
+    log.append(noticed)
 
 
 def _tell_bad_value(name: str, kind: str, value: object) -> None:
