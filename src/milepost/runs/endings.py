@@ -15,10 +15,9 @@ import signal
 import sys
 import threading
 import traceback
-import weakref
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from milepost.core.events import StatusChanged
 
@@ -45,26 +44,37 @@ class Endable(Protocol):
 class _Hooks:
     """The process-wide state: who listens, and how the script is ending."""
 
-    live: weakref.WeakSet[Any]
+    live: set[Endable] = field(default_factory=set)
     installed: bool = False
+    in_forked_child: bool = False
     pending: StatusChanged | None = None
     watched: set[str] = field(default_factory=set)
 
 
-_hooks = _Hooks(live=weakref.WeakSet())
+#: Signals that ask for something and are not meant to end anybody.
+_ONLY_ASK = frozenset({"SIGUSR1", "SIGUSR2"})
+
+_hooks = _Hooks()
 
 
 def listen(run: Endable) -> None:
-    """Tell ``run`` how the script ends."""
+    """Tell ``run`` how the script ends; it is kept alive until it has ended, also if nobody else remembers it."""
     _hooks.live.add(run)
+    _hooks.pending = None  # whatever was raised before was caught: the script goes on
     if not _hooks.installed:
         _hooks.installed = True
         _chain_excepthook()
+        _chain_exit()
         atexit.register(_at_exit)
-        os.register_at_fork(after_in_child=_hooks.live.clear)
+        os.register_at_fork(after_in_child=_forget_runs_of_parent)
         shell = _ipython()
         if shell is not None:
             shell.events.register("post_run_cell", _after_cell)
+
+
+def _forget_runs_of_parent() -> None:
+    _hooks.live.clear()
+    _hooks.in_forked_child = True
 
 
 def stop_listening(run: Endable) -> None:
@@ -89,10 +99,24 @@ def _chain_excepthook() -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        # First without the text: a signal handler may raise while it is made (torch has one for dead workers).
+        _hooks.pending = StatusChanged(status="failed", reason=kind.__name__)
         _hooks.pending = status_of_exception(error)
         previous(kind, error, where)
 
     sys.excepthook = hook
+
+
+def _chain_exit() -> None:
+    """The interpreter tells its exit hooks no status, so it is noted where it is given."""
+    previous = sys.exit
+
+    def leave(status: Any = None, /) -> NoReturn:
+        if threading.current_thread() is threading.main_thread() and not in_notebook():
+            _hooks.pending = status_of_exception(SystemExit(status))
+        previous(status)
+
+    sys.exit = leave
 
 
 def _at_exit() -> None:
@@ -123,6 +147,9 @@ def watch_signals(names: tuple[str, ...]) -> None:
 
     A handler that was there is called. The default action follows only if no run wants to go on for a while to save.
     Python allows handlers in the main thread only: elsewhere nothing is installed.
+
+    Schedulers and torchrun signal whole process groups. In a forked child, such as a loader's worker, SIGUSR1 and
+    SIGUSR2 are therefore passed over: their default action would end it, and the training with it.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -141,7 +168,7 @@ def _chain_signal(name: str, number: int) -> None:
         goes_on = any([run.signal_came(name) for run in list(_hooks.live)])  # noqa: C419 - every run must hear it
         if callable(previous) and not (by_default and goes_on):
             previous(received, frame)
-        elif previous == signal.SIG_DFL and not goes_on:
+        elif previous == signal.SIG_DFL and not goes_on and not (_hooks.in_forked_child and name in _ONLY_ASK):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
