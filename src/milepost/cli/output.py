@@ -26,6 +26,7 @@ __all__ = ["Cell", "print_json", "print_line", "print_table", "to_json"]
 Cell = str | tuple[str, str]
 
 _UNCUT = 100_000
+_GAP = 3
 
 
 def _console() -> Console:
@@ -58,36 +59,46 @@ def print_table(
 ) -> None:
     """Aligned columns without a frame; no rows, no output.
 
+    A terminal that is too narrow gets fewer columns, because half a number is a wrong one.
+
     Args:
         headings: Empty for a table without them.
-        rows: A cell per column.
+        rows: A cell per column, the important ones first.
         numbers: Columns that stand to the right.
-        whole: Columns that are not cut where a terminal is too narrow for all: others are.
+        whole: Columns that are always there; where even they are too wide they are folded.
     """
     if not rows:
         return
     from rich.cells import cell_len
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, show_header=bool(headings), header_style="dim", padding=(0, 3, 0, 0))
-    cells = [[_text(cell) for cell in row] for row in rows]
-    for number, heading in enumerate(headings or [""] * len(cells[0])):
-        table.add_column(
-            heading,
-            justify="right" if heading in numbers else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=max(cell_len(row[number].plain) for row in cells) if heading in whole else None,
-        )
-    for row in cells:
-        table.add_row(*row)
     console = _console()
+    titles = list(headings) or [""] * len(rows[0])
+    cells = [[_text(cell) for cell in row] for row in rows]
+    columns = list(range(len(titles)))
+    if headings and console.is_terminal:
+        widths = [max(cell_len(titles[i]), *(cell_len(row[i].plain) for row in cells)) for i in columns]
+        columns = _fitting(widths, [title in whole for title in titles], console.width)
+    table = Table(box=None, pad_edge=False, show_header=bool(headings), header_style="dim", padding=(0, _GAP, 0, 0))
+    for i in columns:
+        table.add_column(titles[i], justify="right" if titles[i] in numbers else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(row[i] for i in columns))
     if console.is_terminal:
         console.print(table)
         return
     with console.capture() as captured:
         console.print(table)
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def _fitting(widths: Sequence[int], needed: Sequence[bool], room: int) -> list[int]:
+    """Indices of the columns that fit: those that are not needed go, the last one first."""
+    kept = list(range(len(widths)))
+    for i in reversed(range(len(widths))):
+        if sum(widths[k] + _GAP for k in kept) - _GAP > room and not needed[i]:
+            kept.remove(i)
+    return kept
 
 
 def to_json(value: Any) -> Any:

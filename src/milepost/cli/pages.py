@@ -174,14 +174,15 @@ def _print_attempts(attempts: Sequence[AttemptView]) -> None:
         [
             str(one.number),
             (state_word(one.status), styled_state(one.status)),
-            one.reason,
+            count(one.last_step),
             _clock(one.started),
             _clock(one.ended),
-            count(one.last_step),
+            one.reason,
         ]
         for one in attempts
     ]
-    print_table(["NUMBER", "STATE", "REASON", "STARTED", "ENDED", "LAST STEP"], rows, numbers=["NUMBER", "LAST STEP"])
+    headings = ["NUMBER", "STATE", "LAST STEP", "STARTED", "ENDED", "REASON"]
+    print_table(headings, rows, numbers=["NUMBER", "LAST STEP"], whole=headings[:3])
 
 
 def _print_metrics(metrics: Sequence[MetricView]) -> None:
@@ -200,7 +201,7 @@ def _print_metrics(metrics: Sequence[MetricView]) -> None:
         for one in metrics
     ]
     headings = ["METRIC", "LAST @ STEP", "MIN @ STEP", "MAX @ STEP", "MEAN", "POINTS"]
-    print_table(headings, rows, numbers=headings[1:])
+    print_table(headings, rows, numbers=headings[1:], whole=headings[:2])
 
 
 def _print_fields(heading: str, fields: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,38 @@ def test_markup_and_escapes_in_names_are_shown_and_not_obeyed(capsys: pytest.Cap
     print_table(["NAME"], [["[red]a[/red]\x1b[31m :smile:"]])
     print_line("[bold]b", ("\x1b]0;title\x07", "red"))
     assert capsys.readouterr().out.splitlines()[1:] == ["[red]a[/red]\\x1b[31m :smile:", "[bold]b \\x1b]0;title\\x07"]
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(width)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+
+def without_style(printed: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", printed)
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [(80, ["RUN", "STEP", "SAVED", "BEST"]), (24, ["RUN", "STEP", "SAVED"]), (18, ["RUN", "STEP"]), (11, ["RUN"])],
+)
+def test_a_narrow_terminal_gets_fewer_columns_and_no_half_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, shown: list[str]
+) -> None:
+    on_a_terminal(monkeypatch, width)
+    print_table(["RUN", "STEP", "SAVED", "BEST"], [["bert_2026", "1,558", "5", "x" * 40]], whole=["RUN"])
+    heading, row = without_style(capsys.readouterr().out).splitlines()
+    assert heading.split() == shown
+    assert row.split() == ["bert_2026", "1,558", "5", "x" * 40][: len(shown)]
+
+
+def test_what_is_always_shown_is_folded_where_it_cannot_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_terminal(monkeypatch, 10)
+    print_table(["RUN"], [["bert_20261124-133155"]], whole=["RUN"])
+    assert "".join(without_style(capsys.readouterr().out).split()) == "RUNbert_20261124-133155"
 
 
 def test_a_table_without_rows_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
