@@ -7,10 +7,7 @@ the companion holds too, checkpoints are staged into an arena that the companion
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
-import sys
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,22 +16,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from milepost.core.config import ExperimentConfig
-from milepost.core.errors import InvalidCallError, InvalidInputError, MilepostError
-from milepost.core.events import (
-    Described,
-    Event,
-    Line,
-    MediaAdded,
-    Noticed,
-    RunStatus,
-    StatusChanged,
-    Text,
-)
-from milepost.core.plain import plain
+from milepost.core.errors import InvalidCallError, InvalidInputError
+from milepost.core.events import Described, Event, Line, MediaAdded, Noticed, StatusChanged, Text
 from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
 from milepost.core.saying import say
 from milepost.environment.ranks import StopAgreement
 from milepost.environment.secrets import redact
+from milepost.run.ending import EndedLog, command_that_goes_on, end_as_said, without_secrets
 from milepost.run.media import keep_file, keep_text
 from milepost.run.worker import WorkerRun
 from milepost.runs.console import ConsoleTee
@@ -49,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Companion", "Run"]
 
 _LONGEST_TEXT = 48 * 1024
-_ENDS = ("completed", "failed", "stopped", "killed", "preempted", "paused")
 
 
 class Companion(Protocol):
@@ -93,7 +80,7 @@ class Run:
         self.checkpointer = checkpointer
         self._layout = layout
         self._config = config
-        self._log: LogWriter | DirectLog | WorkerRun = log
+        self._log: LogWriter | DirectLog | WorkerRun | EndedLog = log
         self._fetch_device_values = fetch_device_values
         self._release_log = release_log
         self._companion = companion
@@ -130,6 +117,8 @@ class Run:
         """Log a text under a name; a long one becomes a file below ``media``."""
         if not isinstance(text, str):
             raise InvalidCallError(f"log_text got {type(text).__name__}", cure="give a string")
+        if self._is_over():
+            return
         at = self._log.last_step if step is None else step
         content = redact(text)
         if len(content.encode(errors="replace")) <= _LONGEST_TEXT:
@@ -145,6 +134,8 @@ class Run:
         """
         if not Path(path).is_file():
             raise InvalidInputError(f"no file {os.fspath(path)!r}", cure="give the path of a file to log_file")
+        if self._is_over():
+            return
         at = self._log.last_step if step is None else step
         self._keep(partial(keep_file, self._layout.media, name, path, at))
 
@@ -179,12 +170,31 @@ class Run:
         """Show the run as running again."""
         self._append(StatusChanged(status="running"))
 
+    def _is_over(self) -> bool:
+        """Whether the run has ended; what was to be logged is then counted as lost, and that is said once."""
+        if isinstance(self._log, EndedLog):
+            self._log.log({})
+        return self._ended is not None
+
     def _append(self, event: Event, *, step: int | None = None) -> None:
+        self._refuse_after_the_end()
+        self._log.append(event, step=step)
+
+    def _refuse_after_the_end(self) -> None:
         if self._ended is not None:
             raise InvalidCallError(
                 f"the run {self.id} has ended ({self._ended.status})", cure="start another one", kind="run-ended"
             )
-        self._log.append(event, step=step)
+
+    def _refuse_elsewhere(self, call: str) -> None:
+        """Refuse what only the process that started the run can do, while the run lives."""
+        self._refuse_after_the_end()
+        if self._child is not None:
+            raise InvalidCallError(
+                f"{call}() was called in a forked child of the training",
+                cure="call it in the process that started the run; a child can log",
+                kind="forked-child",
+            )
 
     def _line(self, stream: str, text: str) -> None:
         if self._ended is None:
@@ -225,6 +235,7 @@ class Run:
             InvalidInputError: Something cannot be saved; the message names its place.
             CorruptDataError: No sound checkpoint is left although there were some.
         """
+        self._refuse_elsewhere("resume")
         self._objects = {
             "model": model,
             "optimizer": optimizer,
@@ -274,9 +285,10 @@ class Run:
             The path of the file to come. It prints at once; opening it waits for the commit and raises if it failed.
 
         Raises:
-            InvalidCallError: There is no model, or ``step`` is no integer.
+            InvalidCallError: There is no model, ``step`` is no integer, or the run has ended.
             InvalidInputError: Something cannot be saved; the message names its place.
         """
+        self._refuse_elsewhere("save_checkpoint")
         given = {"scaler": scaler, "loader": loader, "extra": extra}
         known = self._objects
         if model is None:
@@ -289,7 +301,7 @@ class Run:
                 "save_checkpoint has no model", cure="pass it, or call resume(model, ...) before the loop"
             )
         self._describe_model_once(model)
-        at = self._log.last_step if step is None else step
+        at = max(self._log.last_step, 0) if step is None else step
         return self.checkpointer.save_checkpoint(
             model, optimizer, scheduler, epoch, at, metrics, is_best, pin=pin, **given
         )
@@ -346,12 +358,9 @@ class Run:
 
         Raises:
             InvalidInputError: ``status`` is another word.
+            InvalidCallError: ``final_metrics`` is no mapping, or ``reason`` no text.
         """
-        if status not in _ENDS:
-            raise InvalidInputError(f"status is {status!r}", cure=f"give one of {', '.join(_ENDS)}")
-        summary = plain(dict(final_metrics or {}))
-        word: RunStatus = status  # type: ignore[assignment]  # checked above
-        self._finish(StatusChanged(status=word, reason=reason, summary=summary))
+        self._finish(end_as_said(final_metrics, status, reason))
 
     def _finish(self, end: StatusChanged) -> None:
         if self._ended is not None or self._child is not None:
@@ -359,17 +368,17 @@ class Run:
         if self._console is not None:
             self._console.remove()
         self._fetch_device_values()
-        with contextlib.suppress(MilepostError):
-            self._log.append(end)
+        self._log.append(without_secrets(end))
         self._ended = end
         stop_listening(self)
         left = self._companion.finish(self._config.exit_timeout)
         for what in left:
             say(f"{self.id}: not finished yet: {what}", cure="`milepost doctor` finishes it")
-        self._log.close()
+        log, self._log = self._log, EndedLog(self.id, self._log.last_step)
+        log.close()
         self._release_log()
         if end.status == "preempted":
-            say(f"{self.id} is preempted at step {self._log.last_step}; the same command goes on: {_command()}")
+            say(f"{self.id} is preempted at step {log.last_step}; the same command goes on: {command_that_goes_on()}")
 
     def end_at_exit(self, end: StatusChanged) -> None:
         """The script is over (hook of the interpreter's exit)."""
@@ -418,15 +427,13 @@ class Run:
 
     def in_forked_child(self) -> None:
         """The child gets a log of its own; the parent's memory and socket are let go of (hook of ``os.fork``)."""
+        if self._ended is not None:
+            return
         self._companion.leave_child()
         self._child = WorkerRun.open(self._layout.to_dict(), self.attempt, self._resumption.rank)
         self._log = self._child
         if self._console is not None:
             self._console.remove()
-
-
-def _command() -> str:
-    return redact(shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]))
 
 
 _forkable: weakref.WeakSet[Run] = weakref.WeakSet()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milepost.core.config import ExperimentConfig
+from milepost.core.errors import InvalidCallError
 from milepost.core.records import LoadReport, ResumePoint
 from milepost.run import DisabledRun, Run
 from milepost.system.tracker import ExperimentTracker
@@ -50,10 +51,15 @@ def start(
         **settings: Fields of :class:`milepost.ExperimentConfig`; ``MILEPOST_*`` variables fill what is not given.
 
     Raises:
+        InvalidCallError: Both ``config`` and ``settings`` are given.
         ConflictError: The run is live elsewhere, or a run of this notebook's cell cannot be ended.
         InvalidInputError: A value cannot be meant.
         NotFoundError: ``resume`` names nothing.
     """
+    if config is not None and settings:
+        raise InvalidCallError(
+            f"start got config= and also {', '.join(settings)}", cure="put them into the ExperimentConfig"
+        )
     tracker = _notebook_tracker(config or ExperimentConfig.load(**settings))
     return tracker.start_experiment(
         name,

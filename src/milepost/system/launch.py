@@ -21,7 +21,7 @@ from milepost.checkpoint.checkpointer import ModelCheckpointer
 from milepost.companion.client import CompanionProcess
 from milepost.companion.messages import Hello
 from milepost.core.config import ExperimentConfig
-from milepost.core.errors import ConflictError
+from milepost.core.errors import ConflictError, MilepostError
 from milepost.core.events import Described, Noticed, StatusChanged
 from milepost.core.saying import keep_own_log, say
 from milepost.environment.capture import trainer_facts
@@ -38,7 +38,14 @@ from milepost.runs.layout import RunLayout
 from milepost.runs.log import ClockKeeper, DirectLog, LogWriter, begin_log
 from milepost.runs.projections import read_metadata, write_metadata
 from milepost.runs.segment import new_log_id
-from milepost.runs.starting import differing_keys, find_run, reserve_run, resume_identity, wait_until_idle
+from milepost.runs.starting import (
+    ResumeIdentity,
+    differing_keys,
+    find_run,
+    reserve_run,
+    resume_identity,
+    wait_until_idle,
+)
 from milepost.system.request import StartRequest, script_of_this_process
 from milepost.trackers.registry import guests_for
 
@@ -60,6 +67,7 @@ class _Begun:
     fresh: bool
     last_step: int | None = None
     tags: list[str] = field(default_factory=list)
+    changed: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -84,7 +92,11 @@ def launch(config: ExperimentConfig, request: StartRequest) -> Run:
         begun = _Begun(**meet(ranks, f"start-{request.name}", None))
     layout = RunLayout.from_config(config, begun.experiment_id)
     opened = opened or _open_log(layout)
-    return _assemble(config, request, ranks, begun, layout, opened)
+    try:
+        return _assemble(config, request, ranks, begun, layout, opened)
+    except BaseException:
+        opened.lock.release(unlink=True)  # nobody works on a run that could not be put together
+        raise
 
 
 # -------------------------------------------------------------------- which run
@@ -98,25 +110,35 @@ def _begin(config: ExperimentConfig, request: StartRequest) -> tuple[_Begun, _Op
         job=job_identity(os.environ),
         script=script_of_this_process(),
     )
-    layout = find_run(config, request.resume, identity)
     try:
-        if layout is not None:
-            return _continue(layout, request)
+        while (found := find_run(config, request.resume, identity)) is not None:
+            continued = _continue(config, found, request, identity)
+            if continued is not None:
+                return continued
         layout = reserve_run(config, request.name)
         opened = _open_log(layout)
         fields = _description(config, request, layout) | {"resume_identity": asdict(identity)}
         write_metadata(layout, fields)
+    except MilepostError:
+        raise
     except OSError as error:
         raise storage_error(error, "starting a run", config.experiment_dir) from error
     return _Begun(experiment_id=layout.experiment_id, attempt=1, stamp=_stamp(), fresh=True, tags=request.tags), opened
 
 
-def _continue(layout: RunLayout, request: StartRequest) -> tuple[_Begun, _OpenLog]:
-    """Go on with a run that nobody works on any more; nobody else can begin to while we look."""
+def _continue(
+    config: ExperimentConfig, layout: RunLayout, request: StartRequest, identity: ResumeIdentity
+) -> tuple[_Begun, _OpenLog] | None:
+    """Go on with a run that nobody works on any more; nobody else can begin to while we look.
+
+    None if it was completed while we waited for it, and was not asked for by its id.
+    """
     with exclusive(layout.starting_lock, _LONGEST_CRITICAL_SECTION):
         state = wait_until_idle(layout, say)
+        if state.status == "completed" and request.resume in {"auto", "must"}:
+            return None
         metadata = read_metadata(layout)
-        _check_hyperparameters(layout, metadata, request)
+        changed = {"settings": _companion_settings(config)} | _new_hyperparameters(layout, metadata, request, identity)
         opened = _open_log(layout)
     tags = [str(tag) for tag in metadata.get("tags") or []]
     return (
@@ -127,19 +149,26 @@ def _continue(layout: RunLayout, request: StartRequest) -> tuple[_Begun, _OpenLo
             fresh=False,
             last_step=state.last_step if state.last_step >= 0 else None,
             tags=tags + [tag for tag in request.tags if tag not in tags],
+            changed=changed,
         ),
         opened,
     )
 
 
-def _check_hyperparameters(layout: RunLayout, metadata: dict[str, Any], request: StartRequest) -> None:
+def _new_hyperparameters(
+    layout: RunLayout, metadata: dict[str, Any], request: StartRequest, identity: ResumeIdentity
+) -> dict[str, Any]:
+    """What the metadata must say instead, if the run goes on with other hyperparameters by force."""
     differing = differing_keys(metadata.get("hyperparameters") or {}, request.hyperparameters)
-    if differing and request.hyperparameters and not request.force:
+    if not differing or not request.hyperparameters:
+        return {}
+    if not request.force:
         raise ConflictError(
             f"{layout.experiment_id} was started with other hyperparameters: {', '.join(differing)}",
             cure="use the same ones, another resume_key, or force=True to go on with the new ones",
             kind="hyperparameters-differ",
         )
+    return {"hyperparameters": request.hyperparameters, "resume_identity": asdict(identity)}
 
 
 def _stamp() -> str:
@@ -218,8 +247,10 @@ def _assemble(
         notice=partial(_tell_and_record, log),
     )
     if ranks.rank == 0:
-        fields = read_metadata(layout) if begun.fresh else {}  # so that the log alone can make it again
-        log.append(Described(fields=fields | {"tags": begun.tags, "attempt": begun.attempt}))
+        # All of it at first, so that the log alone can make it again; a record holds one field of any size we take.
+        fields = read_metadata(layout) if begun.fresh else begun.changed
+        for name, value in (fields | {"tags": begun.tags, "attempt": begun.attempt}).items():
+            log.append(Described(fields={name: value}))
         log.append(StatusChanged(status="running"))
     return Run(
         layout=layout,
