@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     rot.set_defaults(run=lambda given: [rotten_bits(given.flips, given.seed)])
 
     planted = commands.add_parser("planted", parents=[shared], help="plant bugs and show which level notices")
+    planted.add_argument(
+        "--only-where-it-must", action="store_true", help="of each bug only the levels that must notice it"
+    )
     planted.set_defaults(run=_planted)
     return parser
 
@@ -82,7 +85,7 @@ def _random(given: argparse.Namespace) -> list[Outcome]:
 def _planted(given: argparse.Namespace) -> list[Outcome]:
     from torture.biting import bite, table
 
-    rows = bite(given.seed, lanes=given.lanes)
+    rows = bite(given.seed, lanes=given.lanes, everywhere=not given.only_where_it_must)
     text = table(rows)
     print(f"\n{text}\n")
     RESULTS.mkdir(parents=True, exist_ok=True)

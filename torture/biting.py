@@ -63,21 +63,19 @@ def _silent(text: str) -> None:
     del text
 
 
-def bite(
-    seed: int, *, lanes: int = 2, bugs: tuple[Bug | None, ...] = (None, *BUGS), everywhere: bool = True
-) -> list[Row]:
+def bite(seed: int, *, lanes: int = 2, everywhere: bool = True) -> list[Row]:
     """Plant each bug and let the levels look.
 
     Args:
         seed: Of the faults.
         lanes: Faults at the same time.
-        bugs: Which; None is the control.
-        everywhere: Run every level for every bug, instead of those that must notice it.
+        everywhere: Run every level for every bug, and with none planted, instead of only those that must notice.
     """
     rows = []
-    for bug in bugs:
+    for bug in (None, *BUGS):
         row = Row(bug)
-        levels = LEVELS if everywhere or bug is None else NOTICED_BY[bug]
+        must = NOTICED_BY[bug] if bug is not None else ()
+        levels = tuple(LEVELS) if everywhere else must
         with _planted(bug):
             for level in levels:
                 row.outcomes[level] = LEVELS[level](seed, lanes)
