@@ -61,7 +61,7 @@ def without_style(printed: str) -> str:
 
 @pytest.mark.parametrize(
     ("width", "shown"),
-    [(80, ["RUN", "STEP", "SAVED", "BEST"]), (24, ["RUN", "STEP", "SAVED"]), (18, ["RUN", "STEP"]), (11, ["RUN"])],
+    [(80, ["RUN", "STEP", "SAVED", "BEST"]), (25, ["RUN", "STEP", "SAVED"]), (18, ["RUN", "STEP"]), (11, ["RUN"])],
 )
 def test_a_narrow_terminal_gets_fewer_columns_and_no_half_numbers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, shown: list[str]
