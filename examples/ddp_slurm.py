@@ -7,7 +7,10 @@ On this machine, with CPUs or GPUs:
 Under SLURM, which sends USR1 two minutes before the end and starts the same job again, as the same run:
 
     #SBATCH --nodes=1 --gpus-per-node=4 --requeue --open-mode=append --signal=USR1@120
-    srun torchrun --nproc-per-node 4 ddp_slurm.py
+    srun torchrun --nproc-per-node 4 --signals-to-handle SIGTERM,SIGUSR1 ddp_slurm.py
+
+USR1 rather than TERM, because torch's loader workers die of a TERM that goes to their whole group, and the training
+with them.
 """
 
 import pydoc_data.topics
