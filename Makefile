@@ -6,7 +6,6 @@ BIN    := $(VENV)/bin
 # Those that need a minute at the most, and no other packages; bench/README.md lists the rest.
 QUICK_BENCHES := start_time log_latency save_stall guest_backlog
 READY  := $(VENV)/.ready
-TABLES := start_time log_latency log_sustained guest_backlog save_stall
 
 .PHONY: help demo test check bench docs
 
