@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from milepost.core.events import Described, Event, Line, MediaAdded, Noticed, St
 from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
 from milepost.core.saying import say
 from milepost.environment.ranks import StopAgreement
-from milepost.environment.secrets import redact
+from milepost.environment.secrets import redact, redact_tree
 from milepost.run.ending import EndedLog, command_that_goes_on, end_as_said, without_secrets
 from milepost.run.media import keep_file, keep_text
 from milepost.run.worker import WorkerRun
@@ -153,7 +154,7 @@ class Run:
         for tag in tags:
             if not isinstance(tag, str) or not tag.strip():
                 raise InvalidInputError(f"a tag is {tag!r}", cure="give a text that is not empty")
-        self._resumption.tags += [tag for tag in tags if tag not in self._resumption.tags]
+        self._resumption.tags += [redact(tag) for tag in tags if tag not in self._resumption.tags]
         self._append(Described(fields={"tags": list(self._resumption.tags)}))
 
     def note(self, text: str) -> None:
@@ -245,8 +246,9 @@ class Run:
             "extra": extra,
         }
         point = self._resumption.restore(self.checkpointer, **self._objects)
-        if point.checkpoint is not None:
+        if not self._resumption.fresh:
             self._append(self._resumption.rewound(point.checkpoint))
+        if point.checkpoint is not None:
             self._log.last_step = point.checkpoint.step
             self.checkpointer.resumed_at(point.checkpoint.step)
         self._resumption.announce(self.id, self.attempt, point)

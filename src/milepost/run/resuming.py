@@ -102,7 +102,8 @@ class Resumption:
         if damaged is not None:
             raise damaged
         self._agree(None)
-        return ResumePoint(step=0, epoch=0, fresh=True, notes=tuple(notes))
+        lost = 0 if self.fresh or self.last_step is None else self.last_step + 1
+        return ResumePoint(step=0, epoch=0, fresh=True, lost_steps=lost, notes=tuple(notes))
 
     def _candidates(self, checkpointer: ModelCheckpointer) -> tuple[list[CheckpointInfo], CorruptDataError | None]:
         """Newest first, and what is wrong with one that cannot be listed; on other ranks only what rank 0 went on with.
@@ -127,8 +128,10 @@ class Resumption:
     def _topic(self) -> str:
         return f"resume-{self.experiment_id}-{self.attempt}"
 
-    def rewound(self, info: CheckpointInfo) -> Rewound:
-        """The record that hides what the attempt before did after the checkpoint."""
+    def rewound(self, info: CheckpointInfo | None) -> Rewound:
+        """The record that hides what the attempt before did after the checkpoint: all of it, if there was none."""
+        if info is None:
+            return Rewound(step=-1)
         return Rewound(step=info.step, checkpoint=info.filename)
 
     def announce(self, run_id: str, attempt: int, point: ResumePoint) -> None:
@@ -137,8 +140,8 @@ class Resumption:
             return
         for note in point.notes:
             say(note)
-        if point.fresh:
+        again = f", {point.lost_steps} steps are done again" if point.lost_steps else ""
+        if self.fresh:
             say(f"{run_id}: fresh, step 0")
         else:
-            again = f", {point.lost_steps} steps are done again" if point.lost_steps else ""
             say(f"{run_id} goes on at step {point.step} (attempt {attempt}{again})")
