@@ -179,7 +179,8 @@ class _Check:
                 self._problem(f"{info.filename} does not load: {error}")
         names = [info.filename for info in found.infos]
         self._verdict.checkpoints = names
-        self._verdict.newest_step = max((info.step for info in found.infos), default=-1)
+        newest = max(found.infos, key=lambda info: _age(info.filename), default=None)
+        self._verdict.newest_step = -1 if newest is None else newest.step
         committed = [
             record.event.filename
             for record in self._records

@@ -71,6 +71,8 @@ def random_kills(kills: int, seed: int, *, lanes: int = 2, keep: bool = False, p
         outcome.facts["records compared"] = outcome.facts.get("records compared", 0) + result.records
         _slowest(outcome, result)
         progress(f"seed {result.seed}: {outcome.tried} of {kills} kills, {len(outcome.problems)} problems")
+        for problem in result.problems:
+            progress(f"  {problem}")
     outcome.facts |= {f"killed: {target}": count for target, count in sorted(by_target.items())}
     outcome.facts["longest window lost when both died, ms"] = round(max(lost, default=0.0), 1)
     outcome.seconds = time.monotonic() - begun

@@ -147,6 +147,27 @@ def test_the_same_command_goes_on_in_the_same_run_after_a_kill(tmp_path):
     assert [float(v) for v in run.series("loss").value] == [1.0, 2.0, 3.0]
 
 
+def test_a_run_that_died_before_its_first_checkpoint_shows_no_step_twice(tmp_path):
+    body = """
+        import milepost, os, torch
+        with milepost.start("life", resume="auto", tensorboard_dir=None) as run:
+            point = run.resume(torch.nn.Linear(2, 2))
+            print("resumed", point.step, point.lost_steps, flush=True)
+            for step in range(point.step, 3):
+                run.log({"loss": float(run.attempt)}, step)
+            if run.attempt < 2:
+                os.kill(os.getpid(), 9)
+    """
+    for _ in range(2):
+        printed, said, _ = run_script(tmp_path, body)
+    assert "resumed 0 3" in printed
+    assert "goes on at step 0 (attempt 2, 3 steps are done again)" in said
+    run = only_run(tmp_path)
+    assert run.series("loss").step.tolist() == [0, 1, 2]
+    assert run.series("loss").value.tolist() == [2.0, 2.0, 2.0]
+    assert run.lost_steps == 3
+
+
 def test_a_completed_run_is_not_continued(tmp_path):
     body = """
         import milepost
