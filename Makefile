@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 .PHONY: help demo test check bench docs
 
 help:
-	@echo "make demo    a training is killed and goes on (two minutes, nothing is kept)"
+	@echo "make demo    a training is killed and goes on (two minutes; it stays in ./milepost-demo)"
 	@echo "make test    all tests;  make test ARGS='-k resume' for some"
 	@echo "make check   format, lint, types, layers"
 	@echo "make docs    every code block of README.md and docs/ is run"

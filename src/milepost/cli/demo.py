@@ -35,6 +35,7 @@ __all__ = ["demo", "differences"]
 
 _COMPARED = ("train/loss", "val/loss")
 _PROGRESS = re.compile(r"step (\d+)/(\d+)  train/loss (\S+)")
+_BEGIN = re.compile(r"(?:starts|goes on) at step (\d+)")
 _COMMAND = "python train.py"
 _BAR = 24
 
@@ -52,7 +53,7 @@ class _Attempt:
 
     expected: str
     accident: str = ""
-    start: str = ""
+    begin: int | None = None
     done: int = 0
     total: int = 0
     loss: str = ""
@@ -64,13 +65,14 @@ class _Attempt:
         self.output.append(line)
         if found := _PROGRESS.match(line):
             self.done, self.total, self.loss = int(found[1]), int(found[2]), found[3]
-        elif line.startswith(("starts at", "goes on at")):
-            self.start = line
+        elif found := _BEGIN.fullmatch(line):
+            self.begin = int(found[1])
 
     def cells(self) -> tuple[str, ...]:
         filled = round(_BAR * self.done / self.total) if self.total else 0
         done = f"{self.done}/{self.total}" if self.total else ""
-        return self.start or "starting", "━" * filled + "·" * (_BAR - filled), done, self.loss, self.end
+        start = "starting" if self.begin is None else f"from step {self.begin}"
+        return start, "━" * filled + "·" * (_BAR - filled), done, self.loss, self.end
 
 
 def _plan() -> list[_Attempt]:
@@ -180,19 +182,25 @@ def _watching() -> Iterator[Callable[[_Attempt], None]]:
 
 def _as_line(attempt: _Attempt) -> str:
     start, bar, done, loss, end = attempt.cells()
-    return f"$ {_COMMAND}   {start:<20}  {bar}  {done:>7}  loss {loss}  {end}"
+    return f"$ {_COMMAND}   {start:<13}  {bar}  {done:>7}  loss {loss}  {end}"
 
 
 def _as_table(attempts: list[_Attempt]) -> Table:
+    from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    for style in ("bold", "", "cyan", "", "dim", ""):
-        table.add_column(style=style, no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(max_width=_BAR)  # this one and the last give way where the terminal is narrow
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(min_width=len("save_checkpoint"))
     for attempt in attempts:
-        start, bar, done, loss, end = attempt.cells()
-        colour = "green" if end == "completed" else "red"
-        table.add_row(f"$ {_COMMAND}", start, bar, done, f"loss {loss}" if loss else "", f"[{colour}]{end}")
+        start, _, done, loss, end = attempt.cells()
+        bar = ProgressBar(attempt.total or 1, attempt.done, complete_style="cyan", finished_style="cyan")
+        table.add_row(f"$ {_COMMAND}", start, bar, done, loss, Text(end, "green" if end == "completed" else "red"))
     return table
 
 
@@ -269,7 +277,7 @@ def _interesting_steps(attempts: list[_Attempt], *, last: int) -> dict[int, str]
     """The ends of the training and both sides of each accident, with what happened there."""
     steps = {0: "", last: ""}
     for attempt, successor in pairwise(attempts[1:]):
-        steps[int(successor.start.split()[-1])] = "the next attempt goes on here"
+        steps[successor.begin or 0] = "the next attempt goes on here"
         if "save" in attempt.expected:
             steps |= {attempt.done: "SIGKILL while this step is saved", attempt.done + 1: ""}
         else:
