@@ -47,8 +47,13 @@ def test_no_secret_is_anywhere_in_what_a_careless_training_leaves_behind(tmp_pat
     store = tmp_path / "store"
     done = subprocess.run(
         [sys.executable, "train.py", str(outside), *arguments],
-        cwd=work, env=environment | {"MILEPOST_ROOT": str(store)}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=work,
+        env=environment | {"MILEPOST_ROOT": str(store)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert "ConnectionError" in done.stderr
     files = [path for path in store.rglob("*") if path.is_file()]
     kinds = {path.name for path in files} | {path.suffix for path in files}

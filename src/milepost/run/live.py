@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +21,7 @@ from milepost.core.events import Described, Event, Line, MediaAdded, Noticed, St
 from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
 from milepost.core.saying import say
 from milepost.environment.ranks import StopAgreement
-from milepost.environment.secrets import redact, redact_tree
+from milepost.environment.secrets import redact
 from milepost.run.ending import EndedLog, command_that_goes_on, end_as_said, without_secrets
 from milepost.run.media import keep_file, keep_text
 from milepost.run.worker import WorkerRun
