@@ -18,9 +18,9 @@ from pathlib import Path
 
 from milepost.checkpoint.container import write_container
 from milepost.checkpoint.job import SaveJob
+from milepost.checkpoint.listing import info_of
 from milepost.checkpoint.parallel import available_cores
 from milepost.checkpoint.reading import open_checkpoint
-from milepost.checkpoint.regions import state_bytes
 from milepost.core.errors import ConflictError, StorageError
 from milepost.core.records import CheckpointInfo
 from milepost.io.direct import NewFile, remove_if_abandoned, rename_without_replacing
@@ -57,7 +57,7 @@ def commit(job: SaveJob, arena: memoryview, *, threads: int | None = None) -> Ch
         raise
     except OSError as error:
         raise storage_error(error, "writing the checkpoint", path) from error
-    return _info(job, path, size)
+    return info_of(job, path, size)
 
 
 def verify(path: str | os.PathLike[str], *, threads: int | None = None) -> None:
@@ -135,22 +135,3 @@ def _publish(temporary: str, path: Path) -> None:
 
 def _exists(path: str | os.PathLike[str]) -> ConflictError:
     return ConflictError(f"{os.fspath(path)!r} exists already", cure="save under another name, or remove it first")
-
-
-def _info(job: SaveJob, path: Path, size: int) -> CheckpointInfo:
-    return CheckpointInfo(
-        filename=path.name,
-        path=path,
-        experiment_id=job.experiment_id,
-        step=job.step,
-        epoch=job.epoch,
-        metrics=job.metrics,
-        is_best=job.is_best,
-        timestamp=job.timestamp,
-        size=size,
-        state_bytes=state_bytes(job.tensors),
-        pinned=job.pinned,
-        format=job.format,
-        stall_ms=job.stall_ms,
-        contents=tuple(job.contents),
-    )

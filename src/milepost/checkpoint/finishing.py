@@ -23,6 +23,7 @@ from milepost.checkpoint.catalog import as_fields, mark_verified, refresh, scan,
 from milepost.checkpoint.commit import commit, remove_stale_temporaries, verify
 from milepost.checkpoint.foreign import verify_foreign
 from milepost.checkpoint.job import SaveJob
+from milepost.checkpoint.listing import info_of
 from milepost.checkpoint.retention import RetentionRule, decide
 from milepost.core.events import CheckpointChanged
 from milepost.core.records import CheckpointInfo
@@ -67,7 +68,7 @@ def finish_save(
     path = Path(job.path)
     if job.format == RANK_FORMAT:
         replace_file(path, job.tree.encode("utf-8", "surrogatepass"))
-        return _rank_info(job, path)
+        return info_of(job, path, len(job.tree))
     info, reason = _committed_before(job), ""
     if info is None:
         info, reason = _commit_with_ranks(job, arena)
@@ -147,17 +148,3 @@ def _let_go(job: SaveJob, rule: RetentionRule, report: Callable[[CheckpointChang
         removed += 1
     if removed:
         refresh(folder)
-
-
-def _rank_info(job: SaveJob, path: Path) -> CheckpointInfo:
-    return CheckpointInfo(
-        filename=path.name,
-        path=path,
-        experiment_id=job.experiment_id,
-        step=job.step,
-        epoch=job.epoch,
-        timestamp=job.timestamp,
-        size=len(job.tree),
-        format=RANK_FORMAT,
-        contents=tuple(job.contents),
-    )

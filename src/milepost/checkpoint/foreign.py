@@ -33,6 +33,7 @@ import xxhash
 from milepost.checkpoint import safetensors_file
 from milepost.checkpoint.catalog import as_fields, sidecar_of, text_of
 from milepost.checkpoint.job import SaveJob, TensorEntry
+from milepost.checkpoint.listing import info_of
 from milepost.checkpoint.naming import map_leaves
 from milepost.checkpoint.regions import state_bytes
 from milepost.checkpoint.tree import decode_tree
@@ -72,28 +73,8 @@ def write_foreign(job: SaveJob, arena: memoryview, path: Path) -> None:
     """
     with open(path, "r+b") as file:
         _WRITERS[job.format](job, arena, file)
-    description = as_fields(_info(job, path.stat().st_size)) | {"digest": _digest(path)}
+    description = as_fields(info_of(job, Path(job.path), path.stat().st_size)) | {"digest": _digest(path)}
     replace_file(sidecar_of(Path(job.path)), text_of(description).encode())
-
-
-def _info(job: SaveJob, size: int) -> CheckpointInfo:
-    path = Path(job.path)
-    return CheckpointInfo(
-        filename=path.name,
-        path=path,
-        experiment_id=job.experiment_id,
-        step=job.step,
-        epoch=job.epoch,
-        metrics=job.metrics,
-        is_best=job.is_best,
-        timestamp=job.timestamp,
-        size=size,
-        state_bytes=state_bytes(job.tensors),
-        pinned=job.pinned,
-        format=job.format,
-        stall_ms=job.stall_ms,
-        contents=tuple(job.contents),
-    )
 
 
 def verify_foreign(path: Path) -> None:
@@ -147,7 +128,7 @@ def read_foreign(path: Path, wanted: Callable[[str], bool]) -> tuple[CheckpointI
             int(rank): decode_tree(json.loads(text), leaf=lambda _: None) for rank, text in own["ranks"].items()
         }
         job = SaveJob(path=str(path), tree="", tensors=[], arena_bytes=0, **described)
-        info = replace(_info(job, path.stat().st_size), state_bytes=own["state_bytes"])
+        info = replace(info_of(job, Path(job.path), path.stat().st_size), state_bytes=own["state_bytes"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise _damaged(path, f"what milepost wrote about it does not fit ({error})") from None
     return info, {part: value for part, value in state.items() if wanted(part)}

@@ -8,19 +8,15 @@ did again is hidden (and can be shown), what was mended is no longer complained 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from milepost.core.events import MediaAdded, Noticed, StatusChanged
-from milepost.runs.layout import RunLayout
-from milepost.runs.scan import Damage, read_log_files
+from milepost.runs.scan import Damage
 from milepost.runs.series import Points, Rewind, Series
-from milepost.runs.telling import tell
 from milepost.runs.told import Attempt, LoggedLine, LoggedText
 
 __all__ = ["Attempt", "LoggedLine", "LoggedText", "RunHistory"]
@@ -28,7 +24,7 @@ __all__ = ["Attempt", "LoggedLine", "LoggedText", "RunHistory"]
 
 @dataclass(slots=True)
 class RunHistory:
-    """Everything that the logs of a run say; made by :meth:`load`.
+    """Everything that the logs of a run say; made by :func:`milepost.runs.telling.read_history`.
 
     Attributes:
         attempts: In order.
@@ -59,19 +55,6 @@ class RunHistory:
     damage: list[Damage] = field(default_factory=list)
     points: dict[tuple[int, str], Points] = field(default_factory=dict)
     attempt_of_log: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-
-    @classmethod
-    def load(cls, place: RunLayout | str | os.PathLike[str], *, live: bool = False) -> RunHistory:
-        """Read all logs of a run.
-
-        Args:
-            place: The run, or the folder of its logs.
-            live: Somebody may still be writing: unreadable ends of files are not there yet, and no damage.
-        """
-        folder = place.log if isinstance(place, RunLayout) else Path(place)
-        history = cls()
-        tell(read_log_files(folder), history, live=live)
-        return history
 
     def metrics(self, rank: int = 0) -> list[str]:
         """Names of the metrics of a rank, in the order of their first appearance."""

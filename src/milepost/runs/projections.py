@@ -25,6 +25,7 @@ from milepost.runs.ending import STILL_GOING
 from milepost.runs.history import RunHistory
 from milepost.runs.layout import RunLayout
 from milepost.runs.series import Series
+from milepost.runs.telling import read_history
 from milepost.runs.told import Attempt
 
 __all__ = [
@@ -66,7 +67,7 @@ def write_projections(layout: RunLayout) -> None:
     Raises:
         StorageError: What was written before is whole.
     """
-    history = RunHistory.load(layout, live=True)
+    history = read_history(layout, live=True)
     write_metadata(layout, read_metadata(layout) | fold_metadata(history))
     write_metrics_json(layout, history)
     write_summary(layout, history)

@@ -24,6 +24,7 @@ from milepost.runs.listed import best_of, listed_checkpoints
 from milepost.runs.projections import read_metadata, summarize
 from milepost.runs.series import Series
 from milepost.runs.state import RunState, run_state
+from milepost.runs.telling import read_history
 from milepost.runs.told import Attempt, LoggedLine, LoggedText
 
 __all__ = ["RunReader", "Store", "open"]
@@ -63,7 +64,7 @@ class RunReader:
     @cached_property
     def history(self) -> RunHistory:
         """Everything that its logs say."""
-        return RunHistory.load(self.layout, live=self.state.live)
+        return read_history(self.layout, live=self.state.live)
 
     def refresh(self) -> RunReader:
         """Forget what was read; return the same reader."""

@@ -6,9 +6,10 @@ was remembered is folded in the order in which it happened.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
@@ -30,18 +31,30 @@ from milepost.core.events import (
     Text,
 )
 from milepost.runs.ending import STILL_GOING
-from milepost.runs.scan import LoggedRecord, RunLogFiles, scan, writer_of
+from milepost.runs.history import RunHistory
+from milepost.runs.layout import RunLayout
+from milepost.runs.scan import LoggedRecord, RunLogFiles, read_log_files, scan, writer_of
 from milepost.runs.series import Points, Rewind
 from milepost.runs.told import Attempt, LoggedLine, LoggedText
 
-if TYPE_CHECKING:
-    from milepost.runs.history import RunHistory
-
-__all__ = ["tell"]
+__all__ = ["read_history"]
 
 
-def tell(logs: Iterable[RunLogFiles], history: RunHistory, *, live: bool) -> None:
-    """Fill an empty history from ``logs``; see :meth:`milepost.runs.history.RunHistory.load`."""
+def read_history(place: RunLayout | str | os.PathLike[str], *, live: bool = False) -> RunHistory:
+    """Read all logs of a run.
+
+    Args:
+        place: The run, or the folder of its logs.
+        live: Somebody may still be writing: unreadable ends of files are not there yet, and no damage.
+    """
+    folder = place.log if isinstance(place, RunLayout) else Path(place)
+    history = RunHistory()
+    _tell(read_log_files(folder), history, live=live)
+    return history
+
+
+def _tell(logs: Iterable[RunLogFiles], history: RunHistory, *, live: bool) -> None:
+    """Fill an empty history from ``logs``."""
     points = _PointCollector(history)
     attempts = _Attempts()
     happened: list[tuple[int, int, int, LoggedRecord, Identified]] = []

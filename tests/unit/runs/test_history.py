@@ -17,7 +17,7 @@ from milepost.core.events import (
     StatusChanged,
     Text,
 )
-from milepost.runs.history import RunHistory
+from milepost.runs.telling import read_history
 
 
 def steps_of(history, name="loss", **options):
@@ -25,7 +25,7 @@ def steps_of(history, name="loss", **options):
 
 
 def test_an_empty_folder_has_an_empty_history(layout):
-    history = RunHistory.load(layout)
+    history = read_history(layout)
     assert history.attempts == []
     assert history.metrics() == []
     assert len(history.series("loss")) == 0
@@ -36,7 +36,7 @@ def test_points_have_step_epoch_time_and_value(layout, direct):
     log = direct()
     log.log({"loss": 0.5, "deep": {"er": 1}}, 3, 0.25)
     log.log({"loss": float("nan")}, 4)
-    history = RunHistory.load(layout)
+    history = read_history(layout)
     series = history.series("loss")
     assert history.metrics() == ["loss", "deep/er"]
     assert series.step.tolist() == [3, 4]
@@ -55,12 +55,12 @@ def test_values_keep_the_narrowest_exact_type(layout, direct, values, dtype):
     log = direct()
     for value in values:
         log.log({"x": value})
-    assert RunHistory.load(layout).series("x").value.dtype == dtype
+    assert read_history(layout).series("x").value.dtype == dtype
 
 
 def test_integers_beyond_64_bits_become_the_nearest_float(layout, direct):
     direct().log({"x": 10**30})
-    assert RunHistory.load(layout).series("x").value.tolist() == [1e30]
+    assert read_history(layout).series("x").value.tolist() == [1e30]
 
 
 def test_a_late_value_stands_where_its_record_stands(layout, direct):
@@ -76,7 +76,7 @@ def test_a_late_value_stands_where_its_record_stands(layout, direct):
         log.log({"loss": OnDevice(), "lr": 0.1}, step, 1)
     for (sequence, name), value in reversed(list(zip(waiting, [0.0, 1.0, 2.0], strict=True))):
         log.append(Deferred(sequence=sequence, name=name, value=value))
-    series = RunHistory.load(layout).series("loss")
+    series = read_history(layout).series("loss")
     assert series.step.tolist() == [0, 1, 2]
     assert series.value.tolist() == [0.0, 1.0, 2.0]
     assert series.epoch.tolist() == [1, 1, 1]
@@ -90,7 +90,7 @@ def test_a_resume_hides_what_it_does_again_and_counts_it(layout, direct):
     second.append(Rewound(step=6))
     for step in range(7, 9):
         second.log({"loss": 2.0}, step)
-    history = RunHistory.load(layout)
+    history = read_history(layout)
     assert steps_of(history) == [*range(7), 7, 8]
     assert history.series("loss").value.tolist() == [1.0] * 7 + [2.0] * 2
     assert steps_of(history, "lr") == list(range(7))
@@ -107,7 +107,7 @@ def test_a_second_resume_counts_only_what_was_still_shown(layout, direct):
     second.log({"loss": 2.0}, 7)
     third = direct(attempt=3)
     third.append(Rewound(step=4))
-    history = RunHistory.load(layout)
+    history = read_history(layout)
     assert steps_of(history) == list(range(5))
     assert history.lost_steps == 3 + 3
 
@@ -119,14 +119,14 @@ def test_a_rewind_hides_earlier_records_of_its_own_log_and_no_later_ones(layout,
     log.append(Rewound(step=1))
     for step in range(2, 4):
         log.log({"loss": 2.0}, step)
-    assert RunHistory.load(layout).series("loss").value.tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert read_history(layout).series("loss").value.tolist() == [1.0, 1.0, 2.0, 2.0]
 
 
 def test_ranks_and_workers_are_told_apart(layout, direct):
     direct(rank=0).log({"loss": 1.0}, 0)
     direct(rank=1).log({"loss": 2.0}, 0)
     direct(role="worker", rank=0).log({"decoded": 1.0}, 0)
-    history = RunHistory.load(layout)
+    history = read_history(layout)
     assert history.ranks() == [0, 1]
     assert history.metrics() == ["loss", "decoded"]
     assert history.series("loss", rank=1).value.tolist() == [2.0]
@@ -146,7 +146,7 @@ def test_attempts_have_their_ends(layout, direct):
     third = direct(attempt=3)
     third.append(StatusChanged(status="completed", summary={"final": 1}))
     direct(role="companion", attempt=3).append(StatusChanged(status="failed", source="companion"))
-    history = RunHistory.load(layout)
+    history = read_history(layout)
     assert [(a.number, a.status, a.last_step) for a in history.attempts] == [
         (1, "killed", 41),
         (2, "killed", 50),
@@ -174,7 +174,7 @@ def test_the_last_word_counts_for_descriptions_checkpoints_and_notices(layout, d
     log.append(Text(step=3, name="sample", text="once"), step=3)
     log.append(MediaAdded(step=3, name="plot", path="plot.png", media_type="image/png", size=3), step=3)
     log.append(Lost(count=7))
-    history = RunHistory.load(layout)
+    history = read_history(layout)
     assert history.fields == {"name": "bert", "tags": ["b"]}
     assert history.checkpoints == {"c2": {"filename": "c2", "step": 2, "verified": True}}
     assert [notice.message for notice in history.notices] == ["authentication failed"]
@@ -191,6 +191,6 @@ def test_a_log_whose_first_record_is_damaged_still_gives_its_numbers(layout, dir
     content = bytearray(log.path.read_bytes())
     content[64 + 20] ^= 0xFF
     log.path.write_bytes(content)
-    history = RunHistory.load(layout)
+    history = read_history(layout)
     assert steps_of(history) == list(range(5))
     assert len(history.damage) == 1

@@ -8,8 +8,8 @@ import pytest
 from milepost.core.errors import StorageError
 from milepost.core.events import Described, Rewound, StatusChanged
 from milepost.runs import projections
-from milepost.runs.history import RunHistory
 from milepost.runs.projections import fold_metadata, read_metadata, write_metadata, write_projections
+from milepost.runs.telling import read_history
 from tests.unit.runs.conftest import plain_json
 
 
@@ -124,5 +124,5 @@ def test_a_folder_that_is_gone_is_an_error_with_a_cure(layout):
 
 def test_a_run_without_records_has_projections_too(layout):
     write_projections(layout)
-    assert fold_metadata(RunHistory.load(layout)) == {"attempts": []}
+    assert fold_metadata(read_history(layout)) == {"attempts": []}
     assert plain_json(layout.summary)["metrics"] == {}

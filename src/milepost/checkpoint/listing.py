@@ -1,0 +1,31 @@
+"""What is said of a checkpoint that was just written?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from milepost.checkpoint.job import SaveJob
+from milepost.checkpoint.regions import state_bytes
+from milepost.core.records import CheckpointInfo
+
+__all__ = ["info_of"]
+
+
+def info_of(job: SaveJob, path: Path, size: int) -> CheckpointInfo:
+    """The record of ``job`` written to ``path`` with ``size`` bytes; not verified yet."""
+    return CheckpointInfo(
+        filename=path.name,
+        path=path,
+        experiment_id=job.experiment_id,
+        step=job.step,
+        epoch=job.epoch,
+        metrics=job.metrics,
+        is_best=job.is_best,
+        timestamp=job.timestamp,
+        size=size,
+        state_bytes=state_bytes(job.tensors),
+        pinned=job.pinned,
+        format=job.format,
+        stall_ms=job.stall_ms,
+        contents=tuple(job.contents),
+    )
