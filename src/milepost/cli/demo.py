@@ -122,11 +122,10 @@ def _contents(folder: Path) -> Iterator[Path]:
 
 
 def _introduce(place: Path) -> None:
-    print_line(("A training is killed twice. The same command goes on, and ends where it would have ended.", "bold"))
-    print_line(f"A small transformer learns Python's manual on the CPU, offline: {place / 'train.py'}")
-    print_line(
-        "The first run is left alone; the second is killed with SIGKILL, as the kernel does when memory is short."
-    )
+    print_line(("A training is killed twice. The same command goes on as if nothing had happened.", "bold"))
+    print_line("A small transformer learns Python's manual, on the CPU and offline. Its first")
+    print_line("run is left alone; the second is killed with SIGKILL, which nothing can catch.")
+    print_line(f"Read it, and what it leaves: {os.path.relpath(place)}")
     print_line("")
 
 
@@ -239,7 +238,7 @@ def _pass_judgement(expected: Losses, found: Losses, place: Path) -> bool:
             print_line(f"  {problem}")
         return False
     numbers = " and ".join(f"{len(expected[name])} {name}" for name in _COMPARED)
-    print_line((f"✓ Killed twice, one run: all {numbers} values are equal, bit for bit.", "bold green"))
+    print_line((f"✓ All {numbers} values are equal, bit for bit.", "bold green"))
     print_line("  Your turn: start it again, kill it wherever you like, start it once more:")
     print_line(f"  cd {os.path.relpath(place)} && {_COMMAND}")
     return True

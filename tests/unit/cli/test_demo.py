@@ -39,7 +39,7 @@ def test_a_reference_without_losses_is_a_difference_because_nothing_was_compared
 def test_a_difference_is_the_verdict_and_names_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = {"train/loss": {0: 5.0, 1: 4.0}, "val/loss": {1: 4.5}}
     assert demo._pass_judgement(expected, expected, tmp_path)
-    assert "all 2 train/loss and 1 val/loss values are equal" in capsys.readouterr().out
+    assert "All 2 train/loss and 1 val/loss values are equal" in capsys.readouterr().out
     assert not demo._pass_judgement(expected, expected | {"train/loss": {0: 5.0, 1: 3.0}}, tmp_path)
     assert "train/loss at step 1: 4.0 without, 3.0 with interruptions" in capsys.readouterr().out
 
