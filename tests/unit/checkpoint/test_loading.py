@@ -163,7 +163,8 @@ def test_damage_is_named_in_every_format(tmp_path: Path, kind: str, harm: str) -
     if harm == "cut":
         del content[len(content) // 2 :]
     else:
-        content[len(content) // 2] ^= 0x10
+        # the first block of a container; in the middle of the file may be padding, which nobody reads
+        content[4096 if kind == "milepost" else len(content) // 2] ^= 0x10
     path.write_bytes(content)
 
     with pytest.raises(CorruptDataError) as caught:
