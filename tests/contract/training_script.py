@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import ClassVar
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -15,17 +17,33 @@ SOURCE = Path(__file__).parents[2] / "src"
 class Script:
     """A script that is running; it prints a line when it has reached a point that the test waits for."""
 
-    def __init__(self, folder: Path, body: str, *, name: str = "train.py", **environment: str) -> None:
+    running: ClassVar[list[Script]] = []
+
+    def __init__(
+        self, folder: Path, body: str, *, name: str = "train.py", stdin: bool = False, **environment: str
+    ) -> None:
         path = folder / name
         path.write_text(textwrap.dedent(body))
         self.process = subprocess.Popen(
             [sys.executable, str(path)],
             cwd=folder,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1"} | environment,
         )
+
+        Script.running.append(self)
+
+    @staticmethod
+    def end_all() -> None:
+        """Kill what a test left running."""
+        while Script.running:
+            process = Script.running.pop().process
+            process.kill()
+            with contextlib.suppress(ValueError):  # closed by an earlier communicate()
+                process.communicate(timeout=60)
 
     def wait_for_line(self, wanted: str) -> list[str]:
         """Lines printed up to and including the one that starts with ``wanted``."""
@@ -36,6 +54,12 @@ class Script:
             if line.startswith(wanted):
                 return seen
         raise AssertionError(f"the script ended without {wanted!r}: {seen} {self.finish()[1]}")
+
+    def tell(self, text: str) -> None:
+        """Write to its standard input (made with ``stdin=True``)."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send the signal and wait for the end."""
