@@ -40,6 +40,7 @@ _X86_64_WITHOUT_EFFECT = frozenset(
     {0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 17, 19, 21, 23, 24, 28, 35, 39, 63, 79, 89, 100}
     | {102, 104, 107, 108, 110, 131, 186, 202, 204, 217, 219, 228, 230, 262, 267, 269, 270, 271, 273, 318, 332, 334}
 )
+_OPENAT = 257 if os.uname().machine == "x86_64" else -1
 _WITHOUT_EFFECT = _X86_64_WITHOUT_EFFECT if os.uname().machine == "x86_64" else frozenset[int]()
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -141,8 +142,9 @@ def _trace(pid: int, kill_at: int, also_kill: tuple[int, ...], shared: mmap) -> 
         with suppress(OSError):
             if stopped_by == _SYSCALL_STOP:
                 _libc.ptrace(_GET_SYSCALL_INFO, tid, len(information), ctypes.addressof(information))
-                (number,) = struct.unpack_from("=Q", information.raw, 24)
-                if information.raw[0] == _ENTRY and number not in _WITHOUT_EFFECT:
+                number, _, _, flags = struct.unpack_from("=QQQQ", information.raw, 24)
+                only_opens = number == _OPENAT and not flags & os.O_CREAT
+                if information.raw[0] == _ENTRY and number not in _WITHOUT_EFFECT and not only_opens:
                     count += 1
                     killed = count == kill_at
                     shared[:] = _COUNT.pack(count, number + 1 if killed else 0, 1)

@@ -155,7 +155,7 @@ class _Life:
             "end": self._end,
         }
         if self._work.operation == "resume":
-            self._between_gates(self._begin)
+            self._between_gates(self._begin_again)
             self._end()
             return
         self._begin()
@@ -163,9 +163,7 @@ class _Life:
             self._train()
             return
         self._log(20)
-        self._save()
-        self._run.wait()
-        self._say("committed")
+        self._save_and_wait()
         self._between_gates(operations[self._work.operation])
         if self._work.operation != "end":
             self._end()
@@ -176,6 +174,17 @@ class _Life:
         operation()
         self._say("done")
         self._gate.wait(2)
+
+    def _begin_again(self) -> None:
+        self._begin()
+        if self._work.settle:
+            self._save_and_wait()  # the companion has started when it has written a checkpoint
+
+    def _save_and_wait(self) -> None:
+        self._log(1)
+        self._save()
+        self._run.wait()
+        self._say("committed")
 
     def _begin(self) -> None:
         work = self._work
