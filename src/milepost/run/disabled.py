@@ -6,9 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from milepost.core.config import ExperimentConfig
 from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
+
+if TYPE_CHECKING:
+    from milepost.checkpoint.checkpointer import ModelCheckpointer
 
 __all__ = ["DisabledRun"]
 
@@ -19,7 +23,6 @@ class DisabledRun:
     id = "disabled"
     name = "disabled"
     attempt = 1
-    checkpoints: tuple[CheckpointInfo, ...] = ()
     best = None
     should_stop = False
     ended = False
@@ -61,6 +64,18 @@ class DisabledRun:
         """Nothing; a report that says so."""
         info = CheckpointInfo(filename=os.devnull, path=Path(os.devnull), experiment_id=self.id, step=0)
         return LoadReport(info=info, step=0, epoch=None, metrics={}, notes=("MILEPOST_MODE=disabled: nothing loaded",))
+
+    @property
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """None."""
+        return []
+
+    @property
+    def checkpointer(self) -> ModelCheckpointer:
+        """One that saves nothing either."""
+        from milepost.checkpoint.checkpointer import ModelCheckpointer
+
+        return ModelCheckpointer(ExperimentConfig())
 
     def wait(self, timeout: float | None = None) -> None:
         """Nothing to wait for."""
