@@ -20,12 +20,14 @@ __all__ = ["RESULTS", "new_folder", "prepare", "spread"]
 
 RESULTS = Path(__file__).parent / "results"
 
+#: ``torch._dynamo`` is imported by the first optimizer of a process, and takes a second.
 _NEEDED_IN_FORKS = (
     "milepost.checkpoint.restore",
     "milepost.companion.doctor",
     "milepost.system.launch",
     "torture.checker",
     "torture.worker",
+    "torch._dynamo",
 )
 
 _Task = TypeVar("_Task")
