@@ -42,8 +42,11 @@ class Script:
         while Script.running:
             process = Script.running.pop().process
             process.kill()
-            with contextlib.suppress(ValueError):  # closed by an earlier communicate()
-                process.communicate(timeout=60)
+            process.wait(60)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    with contextlib.suppress(OSError):  # what was not sent any more
+                        stream.close()
 
     def wait_for_line(self, wanted: str) -> list[str]:
         """Lines printed up to and including the one that starts with ``wanted``."""

@@ -343,6 +343,8 @@ class Run:
             StorageError: A save failed.
             GaveUpWaitingError: ``timeout`` seconds were not enough.
         """
+        if self._child is not None:
+            self._refuse_elsewhere("wait")
         self.checkpointer.wait(timeout)
 
     # ---------------------------------------------------------------- the end
