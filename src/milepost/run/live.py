@@ -419,9 +419,8 @@ class Run:
 
     def __repr__(self) -> str:
         state = self._ended.status if self._ended is not None else "running"
-        return (
-            f"<Run {self.id}: {state}, step {self._log.last_step}, attempt {self.attempt}, {self._layout.experiment}>"
-        )
+        step, folder = self._log.last_step, self._layout.experiment
+        return f"<Run {self.id}: {state}, step {step}, attempt {self.attempt}, {folder}>"
 
     # ---------------------------------------------------------------- other processes
 

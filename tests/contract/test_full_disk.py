@@ -1,0 +1,211 @@
+"""A disk that is full: training goes on, it is said once, shown as a state, and cured when there is room again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import milepost
+from tests.contract.training_script import Script
+
+pytestmark = pytest.mark.linux
+
+HEAD = """
+    import os, sys
+    import milepost
+    quiet = dict(tensorboard_dir=None, capture_code=False)
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 12 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(place)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no small disk can be mounted here: {made.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave not one free block."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+    return ballast
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_refusal(line: str) -> bool:
+    cure = ": enable compression, lower max_checkpoints or free disk space"
+    return line.startswith("refused no space left on device") and line.endswith(cure)
+
+
+def notices(folder: Path) -> list[str]:
+    (run,) = milepost.open(folder).runs()
+    return [f"{notice.source}/{notice.topic}" for notice in run.notices]
+
+
+def test_a_full_log_disk_stops_nothing_is_said_once_and_loses_nothing_that_fits_the_memory(tmp_path, small_disk):
+    script = Script(
+        tmp_path,
+        HEAD
+        + """
+    run = milepost.start("full", metrics_dir="disk/metrics", **quiet)
+    run.log({"loss": 0.0}, 0)
+    print("started", flush=True)
+    sys.stdin.readline()
+    for step in range(1, 100_000):
+        run.log({"loss": float(step), "accuracy": 0.5}, step)
+    print("logged", flush=True)
+    sys.stdin.readline()
+    for step in range(100_000, 100_100):
+        run.log({"loss": float(step)}, step)
+    sys.stdin.readline()
+    assert run._log.lost == 0
+    run.end({"final": 1.0})
+    """,
+        stdin=True,
+    )
+    script.wait_for_line("started")
+    until(lambda: len(milepost.open(tmp_path).runs()[0].metrics()) == 1)
+    ballast = fill(small_disk)
+    script.tell("\n")
+    script.wait_for_line("logged")
+    until(lambda: "log/disk" in notices(tmp_path))
+    ballast.unlink()
+    script.tell("\n")
+    until(lambda: notices(tmp_path) == [])
+    script.tell("\n")
+    _, err = script.finish()
+    assert script.exit_code == 0, err
+    said = [line for line in err.splitlines() if "no space left on device" in line]
+    assert len(said) == 1, err
+    assert "it is kept in memory meanwhile" in said[0]
+    assert "Traceback" not in err
+    (run,) = milepost.open(tmp_path).runs()
+    assert run.status == "completed"
+    assert list(run.series("loss").step) == list(range(100_100))
+    assert run.summary == {"final": 1.0}
+    assert run.history.damage == []
+
+
+def test_a_full_disk_under_everything_stops_nothing_either(tmp_path, small_disk):
+    script = Script(
+        tmp_path,
+        HEAD
+        + """
+    import torch
+    model = torch.nn.Linear(64, 64)
+    run = milepost.start("full", root="disk", **quiet)
+    run.log({"loss": 0.0}, 0)
+    print("started", flush=True)
+    sys.stdin.readline()
+    for step in range(1, 20_000):
+        run.log({"loss": float(step)}, step)
+    run.log_text("long", "x" * 100_000)
+    run.save_checkpoint(model, step=1)
+    try:
+        run.wait()
+        print("saved")
+    except milepost.StorageError as error:
+        print("refused", error)
+    print("logged", flush=True)
+    sys.stdin.readline()
+    run.save_checkpoint(model, step=2)
+    run.wait()
+    run.end()
+    """,
+        stdin=True,
+    )
+    script.wait_for_line("started")
+    until(lambda: len(milepost.open(small_disk).runs()[0].metrics()) == 1)
+    ballast = fill(small_disk)
+    script.tell("\n")
+    seen = script.wait_for_line("logged")
+    assert sum(is_refusal(line) for line in seen) == 1, seen
+    ballast.unlink()
+    script.tell("\n")
+    _, err = script.finish()
+    assert script.exit_code == 0, err
+    assert "Traceback" not in err
+    (run,) = milepost.open(small_disk).runs()
+    assert run.status == "completed"
+    assert list(run.series("loss").step) == list(range(20_000))
+    assert [info.step for info in run.checkpoints] == [2]
+    assert (small_disk / "experiments" / run.id / "summary.json").exists()
+    assert [notice.message for notice in run.notices if notice.source in {"log", "checkpoint"}] == []
+
+
+def test_a_full_checkpoint_disk_fails_that_save_and_not_the_next(tmp_path, small_disk):
+    script = Script(
+        tmp_path,
+        HEAD
+        + """
+    import torch
+    model = torch.nn.Linear(1024, 1024)
+    run = milepost.start("full", checkpoint_dir="disk/checkpoints", **quiet)
+    os.stat(run.save_checkpoint(model, step=1, pin=True))
+    print("started", flush=True)
+    sys.stdin.readline()
+    failed = run.save_checkpoint(model, step=2)
+    print("returned", failed)
+    for call in (run.wait, lambda: open(failed)):
+        try:
+            call()
+            print("accepted")
+        except milepost.StorageError as error:
+            print("refused", error)
+    print("failed", flush=True)
+    sys.stdin.readline()
+    os.stat(run.save_checkpoint(model, step=3))
+    run.wait()
+    print("saved", flush=True)
+    sys.stdin.readline()
+    run.end()
+    """,
+        stdin=True,
+    )
+    script.wait_for_line("started")
+    ballast = fill(small_disk)
+    script.tell("\n")
+    seen = script.wait_for_line("failed")
+    assert sum(is_refusal(line) for line in seen) == 2, seen
+    until(lambda: "checkpoint/unprotected" in notices(tmp_path))
+    (run,) = milepost.open(tmp_path).runs()
+    assert run.notices[0].since_step == 2
+    ballast.unlink()
+    script.tell("\n")
+    script.wait_for_line("saved")
+    until(lambda: notices(tmp_path) == [])
+    script.tell("\n")
+    _, err = script.finish()
+    assert script.exit_code == 0, err
+    assert err.count("training is unprotected") == 1
+    assert "Traceback" not in err
+    (run,) = milepost.open(tmp_path).runs()
+    assert [info.step for info in run.checkpoints] == [1, 3]
+    milepost.load(run.checkpoints[0].path)
+    assert [name for name in os.listdir(small_disk / "checkpoints") if name.endswith(".tmp")] == []
