@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,15 @@ def tensors_of(model: Any, optimizer: Any) -> dict[str, Any]:
     return {**model.state_dict(), **{f"optimizer.{name}": value for name, value in moments.items()}}
 
 
-def copy_of_tensors(model: Any, optimizer: Any, folder: Path) -> Callable[[int], tuple[float, float]]:
+@dataclass(frozen=True, slots=True)
+class Saver:
+    """``save(step)`` gives the seconds it held the caller and the seconds until it was durable."""
+
+    save: Callable[[int], tuple[float, float]]
+    finish: Callable[[], object] = lambda: None
+
+
+def copy_of_tensors(model: Any, optimizer: Any, folder: Path) -> Saver:
     import torch
 
     del folder
@@ -59,10 +68,10 @@ def copy_of_tensors(model: Any, optimizer: Any, folder: Path) -> Callable[[int],
             target.copy_(source)
         return time.perf_counter() - begun, float("nan")
 
-    return save
+    return Saver(save)
 
 
-def by_milepost(model: Any, optimizer: Any, folder: Path, *, compression: bool) -> Callable[[int], tuple[float, float]]:
+def by_milepost(model: Any, optimizer: Any, folder: Path, *, compression: bool) -> Saver:
     import milepost
 
     run = milepost.start(
@@ -83,10 +92,10 @@ def by_milepost(model: Any, optimizer: Any, folder: Path, *, compression: bool) 
         run.wait()
         return stalled, durable
 
-    return save
+    return Saver(save, run.end)
 
 
-def synced(write: Callable[[Path], None], folder: Path) -> Callable[[int], tuple[float, float]]:
+def synced(write: Callable[[Path], None], folder: Path) -> Saver:
     """A save that holds the training until the file is written, and is durable after a sync."""
 
     def save(step: int) -> tuple[float, float]:
@@ -101,10 +110,10 @@ def synced(write: Callable[[Path], None], folder: Path) -> Callable[[int], tuple
         path.unlink()
         return stalled, durable
 
-    return save
+    return Saver(save)
 
 
-def by_torch(model: Any, optimizer: Any, folder: Path) -> Callable[[int], tuple[float, float]]:
+def by_torch(model: Any, optimizer: Any, folder: Path) -> Saver:
     import torch
 
     def write(path: Path) -> None:
@@ -113,13 +122,13 @@ def by_torch(model: Any, optimizer: Any, folder: Path) -> Callable[[int], tuple[
     return synced(write, folder)
 
 
-def by_safetensors(model: Any, optimizer: Any, folder: Path) -> Callable[[int], tuple[float, float]]:
+def by_safetensors(model: Any, optimizer: Any, folder: Path) -> Saver:
     from safetensors.torch import save_file
 
     return synced(lambda path: save_file(tensors_of(model, optimizer), path), folder)
 
 
-CANDIDATES: dict[str, Callable[[Any, Any, Path], Callable[[int], tuple[float, float]]]] = {
+CANDIDATES: dict[str, Callable[[Any, Any, Path], Saver]] = {
     "floor: copy of the tensors": copy_of_tensors,
     "milepost": lambda m, o, folder: by_milepost(m, o, folder, compression=True),
     "milepost, compression=False": lambda m, o, folder: by_milepost(m, o, folder, compression=False),
@@ -133,20 +142,17 @@ def measure(name: str, model: Any, optimizer: Any, saves: int) -> list[object]:
 
     with scratch() as folder:
         try:
-            save = CANDIDATES[name](model, optimizer, folder)
+            saver = CANDIDATES[name](model, optimizer, folder)
         except ImportError as error:
             return [f"{name}: {error}", *[float("nan")] * 4]
-        first = save(0)[0]
+        first = saver.save(0)[0]
         took = []
         for step in range(1, saves + 1):
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.mul_(1.0001)
-            took.append(save(step))
-        import gc
-
-        del save
-        gc.collect()
+            took.append(saver.save(step))
+        saver.finish()
     stalls = [stalled * 1000 for stalled, _ in took]
     durable = statistics.median(seconds * 1000 for _, seconds in took)
     return [name, first * 1000, statistics.median(stalls), max(stalls), durable]
