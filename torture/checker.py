@@ -264,27 +264,17 @@ class _Check:
                 return
 
     def _visible(self) -> dict[int, int]:
-        """Which attempt's value stands at each step: later attempts supersede what they go back behind."""
+        """Which attempt's value stands at each step, told record by record, the older log first."""
         visible: dict[int, int] = {}
-        for attempt in self._claims.attempts:
-            mine = [
-                record for record in self._records
-                if isinstance(record.event, Metrics) and int(record.event.epoch or 0) == attempt.number
-            ]  # fmt: skip
-            logs = {record.log_id for record in mine} | self._logs_with_rewind(attempt)
-            for record in self._records:
-                if record.log_id in logs and isinstance(record.event, Rewound):
-                    behind = record.event.step
-                    visible = {step: number for step, number in visible.items() if step <= behind}
-            for record in mine:
-                visible[int(record.event.step or 0)] = attempt.number  # type: ignore[union-attr]
+        for record in self._records:
+            match record.event:
+                case Rewound(step=behind):
+                    visible = {step: attempt for step, attempt in visible.items() if step <= behind}
+                case Metrics(step=step, epoch=attempt):
+                    visible[int(step or 0)] = int(attempt or 0)
+                case _:
+                    pass
         return visible
-
-    def _logs_with_rewind(self, attempt: Attempt) -> set[bytes]:
-        """Logs that hold a rewind and no metrics: of an attempt that died right after it resumed."""
-        del attempt
-        with_metrics = {record.log_id for record in self._records if isinstance(record.event, Metrics)}
-        return {r.log_id for r in self._records if isinstance(r.event, Rewound) and r.log_id not in with_metrics}
 
     def _check_status(self, status: str) -> None:
         last = self._claims.attempts[-1]
