@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milepost.checkpoint.arena import Arena
-from milepost.checkpoint.catalog import from_fields
 from milepost.checkpoint.job import SaveJob
+from milepost.checkpoint.side_file import RANK_FORMAT
 from milepost.checkpoint.writer import PendingSave
 from milepost.companion.messages import Saved, SaveFailed, SaveOver
 from milepost.core.errors import GaveUpWaitingError, MilepostError, StorageError
+from milepost.core.records import CheckpointInfo
 from milepost.io.memory import SharedSegment
 
 if TYPE_CHECKING:
@@ -68,9 +69,14 @@ class SaveDesk:
                 return pending
             self._number += 1
             self._under_way[self._number] = (job, pending)
-            if job.format != "rank":
+            if job.format != RANK_FORMAT:
                 self._staged = self._number
-            self._dispatch(self._number, job)
+            try:
+                self._dispatch(self._number, job)
+            except BaseException:  # nobody will ever answer: the arena is free for the next one
+                del self._under_way[self._number]
+                self._staged = None
+                raise
         return pending
 
     def wait(self, timeout: float | None = None) -> None:
@@ -96,7 +102,7 @@ class SaveDesk:
             pending = job_and_pending[1]
             match message:
                 case Saved(info=info):
-                    pending.commit(from_fields(info))
+                    pending.commit(CheckpointInfo.from_fields(info))
                 case SaveFailed(what=what, cure=cure, kind=kind):
                     pending.fail(StorageError(what, cure=cure, kind=kind))
                 case SaveOver():

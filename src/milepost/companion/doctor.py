@@ -24,7 +24,7 @@ from milepost.core.errors import MilepostError
 from milepost.core.events import StatusChanged
 from milepost.io.locks import is_held
 from milepost.runs.layout import RunLayout
-from milepost.runs.projections import read_metadata
+from milepost.runs.metadata import read_metadata
 from milepost.runs.state import RunState, run_state
 from milepost.runs.store import Store
 from milepost.trackers.cursor import load_cursor

@@ -13,7 +13,7 @@ from milepost.companion.keeper import RecordKeeper
 from milepost.companion.messages import Hello
 from milepost.core.events import Noticed
 from milepost.runs.layout import RunLayout
-from milepost.runs.projections import read_metadata
+from milepost.runs.metadata import read_metadata
 from milepost.runs.scan import LogFollower, LoggedRecord
 from milepost.trackers.feed import LogSource
 from milepost.trackers.follower import Follower

@@ -16,7 +16,7 @@ from typing import Any
 from milepost.core.events import Described, Line, Metrics, StatusChanged
 from milepost.runs.console import append_console_log
 from milepost.runs.layout import RunLayout
-from milepost.runs.projections import read_metadata, write_metadata
+from milepost.runs.metadata import read_metadata, write_metadata
 from milepost.runs.scan import LoggedRecord
 from milepost.trackers.protocol import RunDescription
 

@@ -2,15 +2,21 @@
 
 One message per packet of a ``SOCK_SEQPACKET`` pair, msgpack, tagged by its class. Descriptors (a segment, the arena, a
 staged job) travel beside the message that names them, so neither side ever opens a path to reach the other's memory.
+
+A message larger than a packet travels in memory of its own. One with text that has no UTF-8 (the path of a folder whose
+name is no text) travels as JSON, which can spell it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from typing import Any
 
 import msgspec
+
+from milepost.io.memory import SharedSegment
 
 __all__ = [
     "ArenaShared",
@@ -30,8 +36,7 @@ __all__ = [
     "Waiting",
 ]
 
-#: Larger than any message: job descriptions travel in a segment of their own.
-_LARGEST_PACKET = 1 << 17
+_LARGEST_PACKET = 1 << 16
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -131,8 +136,30 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 FromTrainer = Hello | SegmentShared | ArenaShared | SaveStaged | Finish
 FromCompanion = Synced | Saved | SaveFailed | SaveOver | Told | Waiting | Finished
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(FromTrainer | FromCompanion).decode
+
+class _Parcel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The message stands in the memory whose descriptor comes first (``size`` bytes)."""
+
+    size: int
+
+
+_encode_plainly = msgspec.msgpack.Encoder().encode
+_decode_plainly = msgspec.msgpack.Decoder(FromTrainer | FromCompanion | _Parcel).decode
+
+
+def _encode(message: FromTrainer | FromCompanion) -> bytes:
+    try:
+        return _encode_plainly(message)
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(message)).encode()
+
+
+def _decode(packet: bytes) -> FromTrainer | FromCompanion | _Parcel:
+    if packet[:1] != b"{":  # a msgpack map never begins so
+        decoded: FromTrainer | FromCompanion | _Parcel = _decode_plainly(packet)
+        return decoded
+    message: FromTrainer | FromCompanion = msgspec.convert(json.loads(packet), FromTrainer | FromCompanion)
+    return message
 
 
 class Channel:
@@ -164,12 +191,23 @@ class Channel:
         Returns:
             False if the other side is gone, or (``wait=False``) its queue is full.
         """
+        packet = _encode(message)
+        if len(packet) <= _LARGEST_PACKET:
+            return self._send(packet, descriptors, wait=wait)
+        parcel = SharedSegment.create(len(packet), "milepost-message")
+        try:
+            parcel.map[:] = packet
+            return self._send(_encode_plainly(_Parcel(size=len(packet))), (parcel.fd, *descriptors), wait=wait)
+        finally:
+            parcel.close()
+
+    def _send(self, packet: bytes, descriptors: tuple[int, ...], *, wait: bool) -> bool:
         flags = 0 if wait else socket.MSG_DONTWAIT
         try:
             if descriptors:
-                socket.send_fds(self._end, [_encode(message)], list(descriptors), flags)
+                socket.send_fds(self._end, [packet], list(descriptors), flags)
             else:
-                self._end.send(_encode(message), flags)
+                self._end.send(packet, flags)
         except OSError:
             return False
         return True
@@ -177,7 +215,7 @@ class Channel:
     def receive(self) -> tuple[FromTrainer | FromCompanion, tuple[int, ...]] | None:
         """Wait for the next message and its descriptors; None at the end: the other process has left, or died."""
         try:
-            packet, descriptors, _, _ = socket.recv_fds(self._end, _LARGEST_PACKET, 4)
+            packet, descriptors, _, _ = socket.recv_fds(self._end, 2 * _LARGEST_PACKET, 4)
         except ConnectionError:
             return None
         if not packet:
@@ -186,7 +224,15 @@ class Channel:
             return None
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - the signature is os's
-        return _decode(packet), tuple(descriptors)
+        message = _decode(packet)
+        if not isinstance(message, _Parcel):
+            return message, tuple(descriptors)
+        parcel = SharedSegment.attach(descriptors[0], message.size)
+        content = bytes(parcel.map[: message.size])
+        parcel.close()
+        unpacked = _decode(content)
+        assert not isinstance(unpacked, _Parcel)
+        return unpacked, tuple(descriptors[1:])
 
     def close(self) -> None:
         """Close this end; the other side reads the end of the conversation."""

@@ -80,6 +80,7 @@ class Saver:
             self._over(work.number)
             if self._queue.empty():
                 self._doing = ""
+        self._doing = ""
 
     def finish(self, timeout: float | None = None) -> bool:
         """Let what was submitted finish; True if it did in time."""
