@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,6 @@ __all__ = [
     "CATALOG",
     "Damaged",
     "Scan",
-    "as_fields",
-    "from_fields",
     "mark_verified",
     "refresh",
     "scan",
@@ -48,7 +46,6 @@ _LOCK_TIMEOUT = 10.0
 _NATIVE = ".milepost"
 _FOREIGN = (".pt", ".pt.gz", ".safetensors")
 _VERIFIED = "user.milepost.verified"
-_NAMES = tuple(field.name for field in fields(CheckpointInfo))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,19 +71,6 @@ class Scan:
 
     infos: tuple[CheckpointInfo, ...] = ()
     damaged: tuple[Damaged, ...] = ()
-
-
-def as_fields(info: CheckpointInfo) -> dict[str, Any]:
-    """The record as plain values, for JSON and for the run log."""
-    content = {name: getattr(info, name) for name in _NAMES}
-    return content | {"path": str(info.path), "metrics": dict(info.metrics), "contents": list(info.contents)}
-
-
-def from_fields(content: Mapping[str, Any]) -> CheckpointInfo:
-    """The record of :func:`as_fields`; fields of later versions are ignored."""
-    known = {name: content[name] for name in _NAMES if name in content}
-    known |= {"path": Path(content["path"]), "contents": tuple(content.get("contents", ()))}
-    return CheckpointInfo(**known)
 
 
 def sidecar_of(path: Path) -> Path:
@@ -177,7 +161,7 @@ def _damaged(path: Path, error: Exception, entry: Mapping[str, Any] | None) -> D
 
 
 def _from_entry(entry: Mapping[str, Any], path: Path) -> CheckpointInfo:
-    return from_fields({**entry, "path": path, "metrics": _numbers(entry.get("metrics", {}))})
+    return CheckpointInfo.from_fields({**entry, "path": path, "metrics": _numbers(entry.get("metrics", {}))})
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -216,7 +200,7 @@ def _from_sidecar(path: Path) -> CheckpointInfo:
 def _as_entries(infos: Collection[CheckpointInfo]) -> list[dict[str, Any]]:
     entries = []
     for info in infos:
-        entry = as_fields(info) | {"mtime_ns": info.path.stat().st_mtime_ns}
+        entry = info.to_fields() | {"mtime_ns": info.path.stat().st_mtime_ns}
         del entry["path"]  # the folder may move
         entries.append(entry)
     return entries

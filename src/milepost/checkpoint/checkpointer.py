@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milepost.checkpoint.arguments import TrainingObjects, checked_epoch, checked_metrics, checked_step
-from milepost.checkpoint.catalog import Scan, scan
-from milepost.checkpoint.finishing import RANK_FORMAT, side_file
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule, best_of
 from milepost.checkpoint.saved_path import SavedPath
-from milepost.checkpoint.selection import Selector, of_experiment, select, sound_ones
+from milepost.checkpoint.side_file import RANK_FORMAT, side_file
 from milepost.checkpoint.writer import CheckpointWriter, InlineWriter, PendingSave
 from milepost.core.config import ExperimentConfig, is_disabled
 from milepost.core.errors import CorruptDataError, InvalidInputError, StorageError
@@ -37,7 +35,9 @@ from milepost.io.durable import storage_error
 if TYPE_CHECKING:
     from torch import nn
 
+    from milepost.checkpoint.catalog import Scan
     from milepost.checkpoint.loading import LoadedState
+    from milepost.checkpoint.selection import Selector
     from milepost.checkpoint.snapshot import Stager
 
 __all__ = ["ModelCheckpointer"]
@@ -332,11 +332,15 @@ class ModelCheckpointer:
             self._last.settle(self.config.exit_timeout)
 
     def _found(self, experiment_id: str | None = None) -> Scan:
+        from milepost.checkpoint.catalog import scan
+        from milepost.checkpoint.selection import of_experiment
+
         return of_experiment(scan(self.folder), self.experiment_id if experiment_id is None else experiment_id)
 
     def _load(self, selector: Selector, parts: set[str], *, fallback: bool) -> tuple[LoadedState, list[str]]:
         """The state meant, or the newest sound one instead, with the sentences that say so."""
         from milepost.checkpoint.loading import load_state
+        from milepost.checkpoint.selection import select, sound_ones
 
         found = self._found()
         path = select(selector, found, self.rule, self.folder)

@@ -12,39 +12,27 @@ same job again, another process finds that file and goes on behind the commit.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from milepost.checkpoint.catalog import as_fields, mark_verified, refresh, scan, sidecar_of
+from milepost.checkpoint.catalog import mark_verified, refresh, scan, sidecar_of
 from milepost.checkpoint.commit import commit, remove_stale_temporaries, verify
 from milepost.checkpoint.foreign import verify_foreign
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.listing import info_of
 from milepost.checkpoint.retention import RetentionRule, decide
+from milepost.checkpoint.side_file import RANK_FORMAT, rank_of
 from milepost.core.events import CheckpointChanged
 from milepost.core.records import CheckpointInfo
 from milepost.core.saying import logger
 from milepost.io.durable import fsync_directory, replace_file
 
-__all__ = ["RANK_FORMAT", "finish_save", "side_file"]
+__all__ = ["finish_save"]
 
-#: The format of a job that only carries what a rank other than 0 has for itself.
-RANK_FORMAT = "rank"
 _RANKS_TIMEOUT = 60.0
-_RANK_OF = re.compile(r"\.rank(\d+)$")
-
-
-def side_file(path: Path, rank: int) -> Path:
-    """Where rank ``rank`` leaves its random numbers and data position for the checkpoint ``path``.
-
-    The name leaves out ``_best`` and the extension: only rank 0 may know that a checkpoint is the best.
-    """
-    stem = path.name.removesuffix(".gz").rpartition(".")[0].removesuffix("_best")
-    return path.with_name(f".{stem}.rank{rank}")
 
 
 def finish_save(
@@ -99,7 +87,7 @@ def _commit_with_ranks(job: SaveJob, arena: memoryview) -> tuple[CheckpointInfo,
     """Commit together with what the other ranks left; the second value names ranks that left nothing."""
     wanted = [Path(name) for name in job.side_files]
     present = _wait_for(wanted)
-    missing = ", ".join(_RANK_OF.findall(file.name)[0] for file in wanted if file not in present)
+    missing = ", ".join(str(rank_of(file)) for file in wanted if file not in present)
     info = commit(replace(job, side_files=[str(file) for file in present]), arena)
     for file in present:
         with suppress(OSError):
@@ -115,7 +103,7 @@ def _read_back(path: Path, kind: str) -> None:
 
 
 def _change(action: str, info: CheckpointInfo, reason: str = "") -> CheckpointChanged:
-    content = as_fields(info) if action == "committed" else {}
+    content = info.to_fields() if action == "committed" else {}
     return CheckpointChanged(step=info.step, action=action, filename=info.filename, reason=reason, info=content)  # type: ignore[arg-type]
 
 

@@ -31,7 +31,7 @@ import numpy as np
 import xxhash
 
 from milepost.checkpoint import safetensors_file
-from milepost.checkpoint.catalog import as_fields, sidecar_of, text_of
+from milepost.checkpoint.catalog import sidecar_of, text_of
 from milepost.checkpoint.job import SaveJob, TensorEntry
 from milepost.checkpoint.listing import info_of
 from milepost.checkpoint.naming import map_leaves
@@ -73,7 +73,7 @@ def write_foreign(job: SaveJob, arena: memoryview, path: Path) -> None:
     """
     with open(path, "r+b") as file:
         _WRITERS[job.format](job, arena, file)
-    description = as_fields(info_of(job, Path(job.path), path.stat().st_size)) | {"digest": _digest(path)}
+    description = info_of(job, Path(job.path), path.stat().st_size).to_fields() | {"digest": _digest(path)}
     replace_file(sidecar_of(Path(job.path)), text_of(description).encode())
 
 

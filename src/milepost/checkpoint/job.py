@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from milepost.checkpoint.tree import decode_tree, encode_tree
 from milepost.core.errors import InvalidInputError
 
 __all__ = ["SaveJob", "TensorEntry", "decode_job", "encode_job"]
@@ -90,6 +89,8 @@ def encode_job(job: SaveJob) -> bytes:
     Raises:
         InvalidInputError: A metric is no plain value.
     """
+    from milepost.checkpoint.tree import encode_tree  # with numpy, which the start of a run does not need
+
     # msgpack has no integers beyond 64 bits; the typed tree has
     metrics = {"tree": encode_tree(job.metrics, leaf=lambda _: None, place="metrics")}
     return msgspec.msgpack.encode(replace(job, metrics=metrics))
@@ -102,6 +103,8 @@ def decode_job(data: bytes | bytearray | memoryview) -> SaveJob:
         InvalidInputError: The bytes are no job.
         CorruptDataError: Its metrics are no typed tree.
     """
+    from milepost.checkpoint.tree import decode_tree
+
     try:
         job = msgspec.msgpack.decode(data, type=SaveJob)
         metrics = job.metrics["tree"]

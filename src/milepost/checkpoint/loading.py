@@ -21,6 +21,7 @@ import numpy as np
 from milepost.checkpoint.dtypes import DTYPES
 from milepost.checkpoint.naming import map_leaves
 from milepost.checkpoint.reading import CheckpointFile, open_checkpoint
+from milepost.checkpoint.side_file import rank_of
 from milepost.checkpoint.tree import decode_tree, encode_tree
 from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError
 from milepost.core.records import CheckpointInfo
@@ -179,7 +180,7 @@ def _empty(stored: StoredTensor) -> tuple[torch.Tensor, Any]:
 def _ranks(file: CheckpointFile) -> dict[int, Any]:
     """What the other ranks had for themselves."""
     return {
-        int(name.rpartition(".rank")[2]): decode_tree(json.loads(file.read_side_file(name)), leaf=lambda index: index)
+        rank_of(name): decode_tree(json.loads(file.read_side_file(name)), leaf=lambda index: index)
         for name in file.side_files
         if name.rpartition(".rank")[2].isdigit()
     }

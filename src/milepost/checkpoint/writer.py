@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Protocol
 
 from milepost.checkpoint.arena import Arena
-from milepost.checkpoint.catalog import from_fields
-from milepost.checkpoint.finishing import RANK_FORMAT, finish_save
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule
+from milepost.checkpoint.side_file import RANK_FORMAT
 from milepost.core.errors import GaveUpWaitingError, MilepostError, StorageError
 from milepost.core.events import CheckpointChanged
 from milepost.core.records import CheckpointInfo
@@ -158,12 +157,16 @@ class InlineWriter:
             raise GaveUpWaitingError("a checkpoint is still being written", cure="wait again")
 
     def _finish(self, job: SaveJob, arena: Arena, pending: PendingSave, before: threading.Thread | None) -> None:
+        from milepost.checkpoint.finishing import (
+            finish_save,  # all of the writing side: not for those who only hand over
+        )
+
         if before is not None:
             before.join()  # read-back and retention of one save end before the next save begins
 
         def report(change: CheckpointChanged) -> None:
             if change.action == "committed":
-                pending.commit(from_fields(change.info))
+                pending.commit(CheckpointInfo.from_fields(change.info))
             if self._report is not None:
                 self._report(change)
 

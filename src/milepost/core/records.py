@@ -73,6 +73,17 @@ class CheckpointInfo(Record):
     stall_ms: float = 0.0
     contents: tuple[str, ...] = ()
 
+    def to_fields(self) -> dict[str, Any]:
+        """The record as plain values, for JSON and for the run log."""
+        content = {name: getattr(self, name) for name in self.keys()}
+        return content | {"path": str(self.path), "metrics": dict(self.metrics), "contents": list(self.contents)}
+
+    @classmethod
+    def from_fields(cls, content: Mapping[str, Any]) -> CheckpointInfo:
+        """The inverse of :meth:`to_fields`; fields of later versions are ignored."""
+        known = {field.name: content[field.name] for field in fields(cls) if field.name in content}
+        return cls(**known | {"path": Path(content["path"]), "contents": tuple(content.get("contents", ()))})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport(Record):

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from milepost.checkpoint.catalog import scan
 from milepost.checkpoint.retention import newest_first
-from milepost.checkpoint.selection import of_experiment
 from milepost.core.errors import CorruptDataError
 from milepost.core.events import Rewound
 from milepost.core.records import CheckpointInfo, ResumePoint
@@ -110,6 +108,9 @@ class Resumption:
 
         Newest by time: after a resume from an older checkpoint a lower step can be the newer one.
         """
+        from milepost.checkpoint.catalog import scan
+        from milepost.checkpoint.selection import of_experiment
+
         found = of_experiment(scan(checkpointer.folder), self.experiment_id)
         infos = newest_first(found.infos)
         if self.rank:

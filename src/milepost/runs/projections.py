@@ -11,7 +11,6 @@ learn about numbers.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,15 +23,14 @@ from milepost.io.durable import replace_file
 from milepost.runs.ending import STILL_GOING
 from milepost.runs.history import RunHistory
 from milepost.runs.layout import RunLayout
+from milepost.runs.metadata import as_json, read_metadata, write_metadata
 from milepost.runs.series import Series
 from milepost.runs.telling import read_history
 from milepost.runs.told import Attempt
 
 __all__ = [
     "fold_metadata",
-    "read_metadata",
     "summarize",
-    "write_metadata",
     "write_metrics_json",
     "write_projections",
     "write_summary",
@@ -41,24 +39,6 @@ __all__ = [
 #: Metrics of more points stand in ``metrics.json`` as buckets; their points stand in the run log.
 _MOST_POINTS = 100_000
 _BUCKETS = 2_000
-
-
-def read_metadata(layout: RunLayout) -> dict[str, Any]:
-    """``metadata.json`` as it stands; empty if it is absent or damaged."""
-    try:
-        content = json.loads(layout.metadata.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_metadata(layout: RunLayout, fields: Mapping[str, Any]) -> None:
-    """Make ``metadata.json`` hold ``fields``.
-
-    Raises:
-        StorageError: The old content is untouched.
-    """
-    replace_file(layout.metadata, _json(fields, indent=2))
 
 
 def write_projections(layout: RunLayout) -> None:
@@ -105,7 +85,7 @@ def write_metrics_json(layout: RunLayout, history: RunHistory) -> None:
     """
     metrics = {name: _columns(history.series(name), layout) for name in history.metrics()}
     content = {"experiment_id": layout.experiment_id, "lost_steps": history.lost_steps, "metrics": metrics}
-    replace_file(layout.metrics_json, _json(content))
+    replace_file(layout.metrics_json, as_json(content))
 
 
 def _columns(series: Series, layout: RunLayout) -> dict[str, Any]:
@@ -158,7 +138,7 @@ def write_summary(layout: RunLayout, history: RunHistory) -> None:
         "lost_steps": history.lost_steps,
         "metrics": {name: summarize(history.series(name), _mode(name, settings)) for name in history.metrics()},
     }
-    replace_file(layout.summary, _json(content, indent=2))
+    replace_file(layout.summary, as_json(content, indent=2))
 
 
 def _mode(metric: str, settings: Mapping[str, Any]) -> str | None:
@@ -190,25 +170,3 @@ def _mean(value: NDArray[np.float64]) -> float:
 
 def _at(series: Series, name: str, index: int) -> dict[str, Any]:
     return {name: series.value[index].item(), f"{name}_step": int(series.step[index])}
-
-
-def _json(content: Any, *, indent: int | None = None) -> bytes:
-    text = json.dumps(_standard(content), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
-    return (text + "\n").encode("utf-8", "replace")
-
-
-def _standard(value: Any) -> Any:
-    """``value`` with everything that JSON has no form for replaced by text."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else _not_finite(value)
-    if isinstance(value, Mapping):
-        return {str(key): _standard(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_standard(item) for item in value]
-    return value
-
-
-def _not_finite(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    return "Infinity" if value > 0 else "-Infinity"

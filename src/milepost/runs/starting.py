@@ -22,7 +22,7 @@ from milepost.core.config import ExperimentConfig
 from milepost.core.errors import ConflictError, InvalidInputError, NotFoundError
 from milepost.core.names import is_safe_id, safe_name, timestamp
 from milepost.runs.layout import RunLayout
-from milepost.runs.projections import read_metadata
+from milepost.runs.metadata import read_metadata
 from milepost.runs.state import RunState, run_state
 
 __all__ = ["ResumeIdentity", "differing_keys", "find_run", "reserve_run", "resume_identity", "wait_until_idle"]

@@ -21,7 +21,8 @@ from milepost.core.records import CheckpointInfo
 from milepost.runs.history import RunHistory
 from milepost.runs.layout import RunLayout
 from milepost.runs.listed import best_of, listed_checkpoints
-from milepost.runs.projections import read_metadata, summarize
+from milepost.runs.metadata import read_metadata
+from milepost.runs.projections import summarize
 from milepost.runs.series import Series
 from milepost.runs.state import RunState, run_state
 from milepost.runs.telling import read_history

@@ -36,7 +36,7 @@ from milepost.run.resuming import Resumption
 from milepost.runs.deferred import DeviceValues
 from milepost.runs.layout import RunLayout
 from milepost.runs.log import ClockKeeper, DirectLog, LogWriter, begin_log
-from milepost.runs.projections import read_metadata, write_metadata
+from milepost.runs.metadata import read_metadata, write_metadata
 from milepost.runs.segment import new_log_id
 from milepost.runs.starting import (
     ResumeIdentity,

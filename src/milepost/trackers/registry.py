@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,6 +100,8 @@ def follower_for(
 
 
 def _installed(name: str) -> GuestPlan:
+    from importlib import metadata  # slow to import, and only for names of further guests
+
     offered = metadata.entry_points(group=_GROUP)
     if name not in offered.names:
         known = ", ".join(sorted(offered.names)) or "none"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from milepost.checkpoint.catalog import CATALOG, as_fields, from_fields, refresh, scan
+from milepost.checkpoint.catalog import CATALOG, refresh, scan
 from milepost.checkpoint.checkpointer import ModelCheckpointer
 from milepost.core.config import ExperimentConfig
+from milepost.core.records import CheckpointInfo
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def plain(folder: Path) -> list[dict[str, object]]:
-    return [{**as_fields(info), "metrics": repr(info.metrics)} for info in scan(folder).infos]
+    return [{**info.to_fields(), "metrics": repr(info.metrics)} for info in scan(folder).infos]
 
 
 @pytest.mark.parametrize("harm", ["deleted", "empty", "cut", "other", "list"])
@@ -105,4 +106,4 @@ def test_strangers_and_hidden_files_are_not_checkpoints(folder: Path) -> None:
 def test_a_record_survives_as_fields(folder: Path) -> None:
     info = scan(folder).infos[1]
 
-    assert from_fields(as_fields(info) | {"field of a later version": 1}) == info
+    assert CheckpointInfo.from_fields(info.to_fields() | {"field of a later version": 1}) == info

@@ -16,10 +16,10 @@ from torch import nn
 
 from milepost.checkpoint.catalog import scan
 from milepost.checkpoint.checkpointer import ModelCheckpointer
-from milepost.checkpoint.finishing import side_file
 from milepost.checkpoint.loading import load_state
 from milepost.checkpoint.position import NOT_SAVED
 from milepost.checkpoint.restore import resume_objects
+from milepost.checkpoint.side_file import side_file
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import (
     CorruptDataError,

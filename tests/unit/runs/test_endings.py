@@ -1,80 +1,131 @@
-"""Does a run learn how its script ended, whatever happens around the end?"""
+"""How a script is over, as an exception says it."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
+import textwrap
 
 import pytest
 
-SRC = Path(__file__).resolve().parents[3] / "src"
+from milepost.runs.endings import in_notebook, status_of_exception
 
-LISTENER = """
-import os, signal, sys
-from milepost.runs.endings import listen, watch_signals
 
-class Listener:
-    def end_at_exit(self, end): print("end:", end.status, end.reason)
-    def cell_failed(self, error): pass
-    def signal_came(self, name): print("came:", name); return True
+@pytest.mark.parametrize(
+    ("error", "status", "exit_code", "reason"),
+    [
+        (KeyboardInterrupt(), "stopped", None, "interrupted (Ctrl-C)"),
+        (SystemExit(), "completed", None, ""),
+        (SystemExit(0), "completed", None, ""),
+        (SystemExit(3), "failed", 3, "the script left with exit status 3"),
+        (SystemExit("no data"), "failed", 1, "the script left with exit status 1"),
+        (ValueError("x" * 5000), "failed", None, ("ValueError: " + "x" * 5000)[:1000]),
+    ],
+)
+def test_an_exception_says_how_a_run_ends(error, status, exit_code, reason):
+    told = status_of_exception(error)
+    assert (told.status, told.exit_code, told.reason) == (status, exit_code, reason)
 
-listener = Listener()
-listen(listener)
+
+def test_this_process_is_no_notebook():
+    assert not in_notebook()
+
+
+LISTEN = """
+    import sys, signal, os
+    from milepost.runs import endings
+
+    class Run:
+        def __init__(self, goes_on=False): self.goes_on = goes_on
+        def end_at_exit(self, end): print("end", end.status, end.exit_code, end.reason, flush=True)
+        def cell_failed(self, error): print("cell")
+        def signal_came(self, name): print("signal", name, flush=True); return self.goes_on
 """
 
 
-def ending_of(script: str) -> str:
+def outcome(body: str) -> tuple[list[str], int]:
+    code = textwrap.dedent(LISTEN) + textwrap.dedent(body)
     done = subprocess.run(
-        [sys.executable, "-u", "-c", LISTENER + script],
-        env=os.environ | {"PYTHONPATH": str(SRC)},
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
         check=False,
     )
-    return done.stdout
+    return done.stdout.splitlines(), done.returncode
 
 
-def test_a_script_that_runs_through_completes() -> None:
-    assert ending_of("") == "end: completed \n"
+@pytest.mark.parametrize(
+    ("body", "printed", "code"),
+    [
+        ("endings.listen(Run())", ["end completed None "], 0),  # nobody else remembers it, and it is ended
+        ("endings.listen(Run()); sys.exit(3)", ["end failed 3 the script left with exit status 3"], 3),
+        ("endings.listen(Run()); 1 / 0", ["end failed None ZeroDivisionError: division by zero"], 1),
+        ("run = Run(); endings.listen(run); endings.stop_listening(run)", [], 0),
+        (
+            """
+            endings.listen(Run())
+            try:
+                sys.exit(3)
+            except SystemExit:
+                endings.listen(Run())  # the script goes on: another run begins
+            """,
+            ["end completed None "] * 2,
+            0,
+        ),
+        (
+            """
+            import threading
+            endings.listen(Run())
+            thread = threading.Thread(target=sys.exit, args=(3,))  # ends a thread, not the script
+            thread.start(); thread.join()
+            """,
+            ["end completed None "],
+            0,
+        ),
+        (
+            """
+            sys.excepthook = lambda *_: print("mine", flush=True)
+            endings.listen(Run())
+            1 / 0
+            """,
+            ["mine", "end failed None ZeroDivisionError: division by zero"],
+            1,
+        ),
+        (
+            """
+            endings.listen(Run())
+            if os.fork() == 0:
+                sys.exit(0)  # a child ends nothing
+            os.wait()
+            """,
+            ["end completed None "],
+            0,
+        ),
+    ],
+)
+def test_a_run_learns_how_its_script_ended(body, printed, code):
+    assert outcome(body) == (printed, code)
 
 
-def test_a_script_that_raises_fails_with_the_exception() -> None:
-    assert ending_of("raise ValueError('loss is NaN')") == "end: failed ValueError: loss is NaN\n"
-
-
-def test_an_exception_that_cannot_be_put_into_words_is_still_a_failure() -> None:
-    script = """
-class Odd(Exception):
-    def __str__(self): raise RuntimeError("a signal handler raised while the text was made")
-raise Odd
-"""
-    assert ending_of(script) == "end: failed Odd\n"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGUSR1")
-def test_a_signal_to_the_whole_group_reaches_the_run_and_leaves_its_forked_workers_alive() -> None:
-    script = """
-watch_signals(("SIGUSR1",))
-child = os.fork()
-if child == 0:
-    signal.raise_signal(signal.SIGUSR1)
-    os._exit(7)
-print("child:", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-signal.raise_signal(signal.SIGUSR1)
-"""
-    assert ending_of(script) == "child: 7\ncame: SIGUSR1\nend: completed \n"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
-def test_a_forked_worker_can_still_be_terminated() -> None:
-    script = """
-watch_signals(("SIGTERM",))
-child = os.fork()
-if child == 0:
-    signal.raise_signal(signal.SIGTERM)
-    os._exit(7)
-print("child:", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    assert ending_of(script) == "child: -15\nend: completed \n"
+@pytest.mark.parametrize(
+    ("before", "goes_on", "printed", "code"),
+    [
+        ("", False, ["signal SIGTERM"], -15),
+        ("", True, ["signal SIGTERM", "after", "end completed None "], 0),
+        ("signal.signal(15, lambda n, f: print('mine', n, flush=True))", True, None, 0),
+        ("signal.signal(15, lambda n, f: print('mine', n, flush=True))", False, None, 0),
+        ("signal.signal(15, signal.SIG_IGN)", False, ["signal SIGTERM", "after", "end completed None "], 0),
+    ],
+)
+def test_a_watched_signal_is_heard_and_then_does_what_it_did_before(before, goes_on, printed, code):
+    body = f"""
+    {before}
+    endings.listen(Run({goes_on}))
+    endings.watch_signals(("SIGTERM",))
+    endings.watch_signals(("SIGTERM",))  # by a second run: chained once
+    os.kill(os.getpid(), 15)
+    print("after", flush=True)
+    """
+    expected = printed or ["signal SIGTERM", "mine 15", "after", "end completed None "]
+    assert outcome(body) == (expected, code)

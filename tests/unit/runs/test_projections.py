@@ -8,7 +8,8 @@ import pytest
 from milepost.core.errors import StorageError
 from milepost.core.events import Described, Rewound, StatusChanged
 from milepost.runs import projections
-from milepost.runs.projections import fold_metadata, read_metadata, write_metadata, write_projections
+from milepost.runs.metadata import read_metadata, write_metadata
+from milepost.runs.projections import fold_metadata, write_projections
 from milepost.runs.telling import read_history
 from tests.unit.runs.conftest import plain_json
 

@@ -13,7 +13,8 @@ from milepost.core.errors import NotFoundError
 from milepost.core.events import CheckpointChanged, Described, Line, Noticed, Rewound, StatusChanged
 from milepost.runs.layout import RunLayout
 from milepost.runs.log import DirectLog, begin_log
-from milepost.runs.projections import write_metadata, write_projections
+from milepost.runs.metadata import write_metadata
+from milepost.runs.projections import write_projections
 from milepost.runs.segment import new_log_id
 from milepost.runs.store import open as open_store
 
