@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,6 @@ def test_another_save_under_a_name_that_is_taken_fails_and_the_file_stays(heard,
     (path,) = tmp_path.glob("checkpoint_*")
     before = path.read_bytes()
     job, arena = staged(tmp_path, 1)
-    from dataclasses import replace
-
     heard.saver.submit(2, replace(job, timestamp=99.0), arena.view)
     assert heard.saver.finish(60)
     assert heard.of(2) == [("failed", 1), ("over",)]
