@@ -63,6 +63,8 @@ class Feed:
     def __init__(self, open_source: OpenSource, position: Mapping[str, Any]) -> None:
         self._source = open_source(position.get("logs", {}))
         self._ranks: dict[str, int] = dict(position.get("ranks", {}))
+        self._attempts: dict[str, int] = dict(position.get("attempts", {}))
+        self._attempt: int = position.get("attempt", 0)
         self._last_step: int = position.get("last_step", 0)
         self._awaited = {key: _Awaited(*values) for key, values in position.get("awaited", {}).items()}
         end = event_from_body(StatusChanged.kind, None, None, position.get("end"))
@@ -74,6 +76,8 @@ class Feed:
         return {
             "logs": dict(self._source.cursor),
             "ranks": self._ranks,
+            "attempts": self._attempts,
+            "attempt": self._attempt,
             "last_step": self._last_step,
             "awaited": {key: (a.step, a.epoch, a.wall_ns, a.missing) for key, a in self._awaited.items()},
             "end": None if self.end is None else body_of(self.end),
@@ -89,8 +93,9 @@ class Feed:
         log = record.log_id.hex()
         if isinstance(event, Identified):
             self._ranks[log] = event.rank
+            self._attempts[log] = event.attempt
             if event.role == "trainer":
-                self.end = None
+                self._begin_attempt(event.attempt)
         if self._ranks.get(log, 0) > 0:
             return None
         if isinstance(event, (Metrics, BigIntegers, Text)):
@@ -98,8 +103,23 @@ class Feed:
         if isinstance(event, Deferred):
             return self._arrived(record, event, log)
         if isinstance(event, StatusChanged):
-            self.end = None if event.status == "running" else event
+            self._take_status(event, self._attempts.get(log, 0))
         return record
+
+    def _begin_attempt(self, attempt: int) -> None:
+        if attempt > self._attempt:
+            self._attempt, self.end = attempt, None
+
+    def _take_status(self, event: StatusChanged, attempt: int) -> None:
+        # A trainer that dies at once may have its log drained after its companion has recorded the death: which of both
+        # logs is read first says nothing, the attempt does.
+        self._begin_attempt(attempt)
+        if attempt < self._attempt:
+            return
+        if event.status != "running":
+            self.end = event
+        elif self.end is not None and self.end.source == "trainer":
+            self.end = None
 
     def _with_step(self, record: LoggedRecord, event: Metrics | BigIntegers | Text, log: str) -> LoggedRecord:
         if event.step is None:

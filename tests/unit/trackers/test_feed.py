@@ -86,6 +86,17 @@ def test_the_end_of_the_run_is_remembered_and_a_new_attempt_forgets_it():
     assert resumed.end is None
 
 
+def test_a_death_that_is_read_before_the_first_word_of_the_dead_stays_the_end():
+    death = StatusChanged(status="killed", signal="SIGKILL", source="companion")
+    records = told([identified(role="companion"), death], OTHER_LOG)
+    feed = Feed(source_of(records), {})
+    feed.read(10)
+    records += told([identified(), StatusChanged(status="running"), metrics(0, loss=1.0)])
+    later = _again(feed, records)
+    later.read(10)
+    assert later.end == death
+
+
 def test_a_feed_made_from_a_position_goes_on_where_the_other_stopped():
     records = told([identified(), *(metrics(step, loss=1.0) for step in range(10))])
     feed = Feed(source_of(records), {})
