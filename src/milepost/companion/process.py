@@ -94,6 +94,7 @@ class Companion:
         self._arena: SharedSegment | None = None
         self._sync_now = threading.Event()
         self._disk_refuses = False
+        self._copy_refused = False
         self._heartbeat_at = 0.0
         self._finish: Finish | None = None
         self._leaving = False
@@ -166,8 +167,10 @@ class Companion:
             before = self._drain.position
             after = self._drain.copy(finishing=finishing)
         except StorageError as error:
+            self._copy_refused = True
             self._disk_fails(error)
             return
+        self._copy_refused = False
         if self._drain.unsynced > _SYNC_EARLY_AT:
             self._sync_now.set()
         # Guests read and decode in this process: while the log grows fast, the drain must not wait for the GIL.
@@ -189,7 +192,7 @@ class Companion:
             self._disk_fails(error)
             return
         self._outbox.append(Synced(position=durable))
-        if self._disk_refuses:
+        if self._disk_refuses and not self._copy_refused:  # what was copied before may well be synced meanwhile
             self._disk_refuses = False
             self._duties.notice(
                 Noticed(source="log", topic="disk", message="the disk takes the run log again", cured=True)
