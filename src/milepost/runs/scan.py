@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 
+#: Segment size of a file whose header is damaged, with no other file of its log to ask.
+_NO_SEGMENTS = 1 << 62
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedRecord:
     """One event as it was logged.
@@ -145,7 +149,6 @@ class _LogReader:
         self._live = live
         self._patient = patient
         self._walks: dict[Path, FileWalk] = {}
-        self._headless: set[Path] = set()
         self._last = -1
         self._offset_ns = 0
 
@@ -169,17 +172,31 @@ class _LogReader:
 
     def _merged(self, log: RunLogFiles, last: int | None) -> Iterator[tuple[int, bytes]]:
         for file in log.files:
-            if file.header is not None:
-                if file.path not in self._walks:
-                    walk = FileWalk(file.path, file.header, damage=self.damage, live=self._live, patient=self._patient)
-                    if last is not None:
-                        walk.begin_near_the_end(last)
-                    self._walks[file.path] = walk
-            elif not self._live and file.path not in self._headless:
-                self._headless.add(file.path)
-                self.damage.append(_headless(file))
+            if file.path not in self._walks and (header := self._header_of(file, log)) is not None:
+                walk = FileWalk(file.path, header, damage=self.damage, live=self._live, patient=self._patient)
+                if last is not None:
+                    walk.begin_near_the_end(last)
+                self._walks[file.path] = walk
         found = [walk.records() for walk in self._walks.values()]
         return found[0] if len(found) == 1 else heapq.merge(*found, key=itemgetter(0))
+
+    def _header_of(self, file: LogFile, log: RunLogFiles) -> Header | None:
+        """The file's header; of a damaged one what its name and the other files say. None while there is none yet."""
+        if file.header is not None:
+            return file.header
+        size = _size(file.path)
+        if size <= HEADER_BYTES and self._live:
+            return None
+        self.damage.append(_damaged_header(file, min(size, HEADER_BYTES)))
+        # Where segments end is needed only to step over their headers; a search for the next record does that as well.
+        segments = [other.header.segment_size for other in log.files if other.header is not None]
+        return Header(
+            log_id=file.log_id,
+            base=file.first_sequence,
+            wall_ns=0,
+            monotonic_ns=0,
+            segment_size=segments[0] if segments else _NO_SEGMENTS,
+        )
 
     def _decode(self, sequence: int, payload: bytes) -> LoggedRecord | None:
         decoded = decode_record(payload)
@@ -262,10 +279,13 @@ def _clock_offset(log: RunLogFiles) -> int:
     return 0
 
 
-def _headless(file: LogFile) -> Damage:
+def _size(path: Path) -> int:
     try:
-        size = file.path.stat().st_size
+        return path.stat().st_size
     except OSError:
-        size = 0
+        return 0
+
+
+def _damaged_header(file: LogFile, length: int) -> Damage:
     first = file.first_sequence
-    return Damage(file=str(file.path), start=0, end=size, first_sequence=first, end_sequence=first + size)
+    return Damage(file=str(file.path), start=0, end=length, first_sequence=first, end_sequence=first + length)

@@ -199,7 +199,27 @@ def test_a_file_that_is_not_what_its_name_says_is_reported_and_not_read(tmp_path
     path.rename(path.with_name(f"wal-{new_log_id().hex()}-{SEGMENT:016x}.mlog"))
     records, damage = read_all(tmp_path)
     assert records == []
-    assert len(damage) == 1
+    assert (damage[0].start, damage[-1].end) == (0, HEADER_BYTES + 40)
+
+
+@pytest.mark.parametrize("byte", [*range(HEADER_BYTES)])
+def test_a_damaged_header_costs_no_record(tmp_path, byte):
+    payloads = [payload(step, padding=30 * step) for step in range(200)]  # several segments
+    path, places = write_log(tmp_path, payloads)
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1 << byte % 8
+    path.write_bytes(content)
+    records, damage = read_all(tmp_path)
+    assert records == list(zip(places, range(200), strict=True))
+    assert (damage[0].start, damage[0].end) == (0, HEADER_BYTES)
+
+
+def test_a_file_without_its_header_yet_is_not_there_yet_for_a_live_reader(tmp_path):
+    path, _ = write_log(tmp_path, [payload(1)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20])
+    assert read_all(tmp_path, live=True) == ([], [])
+    assert [(d.start, d.end) for d in read_all(tmp_path)[1]] == [(0, 20)]
 
 
 def test_damage_in_one_file_is_healed_by_another_of_the_same_log(tmp_path):
