@@ -6,7 +6,6 @@ reader may refuse, or skip and say so; it may never return another value than wa
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -52,7 +51,7 @@ def rot(folder: Path, seed: int, flips: int) -> Rot:
         wanted = _content(path)
         for place, bit in _places(path, chance, flips, ends=_ENDS):
             outcomes[_flip_in_checkpoint(path, place, bit, wanted, result)] += 1
-    for path in sorted((folder / "metrics").glob("*/*.mlog"), key=os.path.getsize)[-1:]:
+    for path in sorted((folder / "metrics").glob("*/*.mlog")):
         before = set(_records(path.parent)[0])
         for place, bit in _places(path, chance, flips, ends=_LOG_HEADER):
             outcomes[_flip_in_log(path, place, bit, before, seed, result)] += 1

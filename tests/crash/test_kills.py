@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.linux,
+    pytest.mark.timeout(900),  # each test is a hundred processes; a busy machine takes its time
     pytest.mark.skipif(not memory.available(), reason="no memfd: nothing outlives the training process here"),
 ]
 needs_ptrace = pytest.mark.skipif(not tracer.is_available(), reason="this system does not let us trace a process")
