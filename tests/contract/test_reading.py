@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,10 @@ def test_a_store_whose_training_and_companion_were_killed_is_as_it_was_after_it_
     script.process.kill()
     os.kill(companion, 9)
     script.finish()
+    deadline = time.monotonic() + 60
+    while milepost.open(tmp_path)["read"].state.live:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     before = tree_of(tmp_path)
     ask_everything(tmp_path)
     assert milepost.open(tmp_path)["read"].status == "killed"
