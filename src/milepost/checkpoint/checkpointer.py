@@ -139,6 +139,7 @@ class ModelCheckpointer:
         )
         objects.check()
         step = self._next_step if step is None else checked_step(step)
+        _require_unicode(self.folder)
         job = self._job(step, checked_epoch(epoch), checked_metrics(metrics), is_best=bool(is_best), pinned=bool(pin))
         if is_disabled():
             return SavedPath(job.path)
@@ -359,6 +360,16 @@ class ModelCheckpointer:
             except CorruptDataError as error:
                 notes.append(f"{info.filename} is damaged and was left out ({error.what})")
         raise damage
+
+
+def _require_unicode(folder: Path) -> None:
+    """The path goes to another process and into records as UTF-8."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(
+            f"checkpoint_dir is {str(folder)!a}, which is no valid Unicode", cure="choose a folder with a UTF-8 name"
+        ) from None
 
 
 def _device_notes(device: Any) -> list[str]:

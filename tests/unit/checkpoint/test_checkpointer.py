@@ -359,3 +359,9 @@ def test_importing_the_writing_side_does_not_import_torch() -> None:
     code = f"from milepost.checkpoint import {modules}\nimport sys\nassert 'torch' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_whose_name_is_no_unicode_is_refused_with_its_cure(tmp_path: Path) -> None:
+    config = ExperimentConfig(checkpoint_dir=os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    with pytest.raises(InvalidInputError, match="UTF-8"):
+        ModelCheckpointer(config).save_checkpoint(nn.Linear(2, 2), step=1)
