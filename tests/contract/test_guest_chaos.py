@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import milepost
+from milepost.companion.doctor import examine
 from tests.contract.training_script import run_script
 
 pytest.importorskip("tensorboard")
@@ -95,3 +96,16 @@ def test_wandb_without_a_login_keeps_every_point_offline(tmp_path):
     assert len(files) == 1
     assert files[0].stat().st_size > 1000
     shutil.rmtree(run.layout.experiment / "wandb")
+
+
+def test_the_doctor_does_not_claim_to_have_fed_a_guest_that_is_not_installed(tmp_path, monkeypatch):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    run_script(tmp_path, training().replace('wandb_project="p", ', ""))
+    (tmp_path / "runs").unlink()
+    run = only_run(tmp_path)
+    before = sorted(path.name for path in run.layout.log.iterdir())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = examine(milepost.open(tmp_path), lambda finding: None)
+    assert [(finding.what, finding.done) for finding in found] == [("tensorboard has not taken all of it", "")]
+    assert "pip install tensorboard" in found[0].cure
+    assert sorted(path.name for path in run.layout.log.iterdir()) == before

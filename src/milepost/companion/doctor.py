@@ -10,6 +10,7 @@ could have needed. It never deletes data. Doing it twice changes nothing the sec
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pathlib import Path
 from milepost.checkpoint.catalog import refresh
 from milepost.checkpoint.commit import remove_stale_temporaries
 from milepost.companion.duties import Duties
-from milepost.companion.messages import FromCompanion, Hello
+from milepost.companion.messages import FromCompanion, Hello, Told
 from milepost.core.errors import MilepostError
 from milepost.core.events import StatusChanged
 from milepost.io.locks import is_held
@@ -89,14 +90,10 @@ def _examine_run(layout: RunLayout, found: Callable[[Finding], None], *, dry_run
         found(_finding(layout, f"died at step {state.last_step}, nobody recorded it", "recorded as killed", dry_run))
     if missing:
         found(_finding(layout, f"{' and '.join(missing)} not written", "written from the log", dry_run))
-    if not dry_run and (died or missing or unfinished):
-        left = _finish(layout, state, died=died)
-        for guest in unfinished:
-            done = "" if guest in left else "it has everything now"
-            cure = "see the notice above; run `milepost doctor` again" if guest in left else ""
-            found(Finding(run=layout.experiment_id, what=f"{guest} has not taken all of it", done=done, cure=cure))
-    elif unfinished:
-        found(Finding(run=layout.experiment_id, what=f"{', '.join(unfinished)} have not taken all of it"))
+    can_take = [guest for guest in unfinished if not _is_absent(guest)]
+    told = _finish(layout, state, died=died) if not dry_run and (died or missing or can_take) else []
+    for guest in unfinished:
+        found(_of_guest(layout, guest, told, dry_run=dry_run))
     if locks:
         found(_finding(layout, f"{len(locks)} lock files of dead processes", "removed", dry_run))
         for path in locks if not dry_run else []:
@@ -106,6 +103,24 @@ def _examine_run(layout: RunLayout, found: Callable[[Finding], None], *, dry_run
 
 def _finding(layout: RunLayout, what: str, done: str, dry_run: bool) -> Finding:
     return Finding(run=layout.experiment_id, what=what, done="" if dry_run else done)
+
+
+def _of_guest(layout: RunLayout, guest: str, told: list[str], *, dry_run: bool) -> Finding:
+    """What became of a guest that was behind: its cursor says so, not our effort."""
+    what = f"{guest} has not taken all of it"
+    if _is_absent(guest):
+        return Finding(run=layout.experiment_id, what=what, cure=f"pip install {guest}, then `milepost doctor` again")
+    if dry_run:
+        return Finding(run=layout.experiment_id, what=what)
+    if load_cursor(layout.cursor(guest)).closed:
+        return Finding(run=layout.experiment_id, what=what, done="it has everything now")
+    said = next((text for text in told if guest in text.lower()), "it did not answer in time")
+    return Finding(run=layout.experiment_id, what=what, cure=f"{said}; then `milepost doctor` again")
+
+
+def _is_absent(guest: str) -> bool:
+    """Whether the package of a guest of ours is not installed, so that there is nothing to try."""
+    return guest in {"tensorboard", "wandb"} and importlib.util.find_spec(guest) is None
 
 
 def _guests(layout: RunLayout) -> list[str]:
@@ -118,16 +133,22 @@ def _guest_settings(layout: RunLayout) -> dict[str, object]:
 
 
 def _finish(layout: RunLayout, state: RunState, *, died: bool) -> list[str]:
-    """Do what the companion would have done; the guests that are still behind afterwards."""
-    told: list[FromCompanion] = []
-    duties = Duties(_hello_of(layout, state), told.append, role="doctor")
+    """Do what the companion would have done; what it would have told the person."""
+    told: list[str] = []
+
+    def hear(message: FromCompanion) -> None:
+        if isinstance(message, Told):
+            told.append(message.text)
+
+    duties = Duties(_hello_of(layout, state), hear, role="doctor")
     try:
         if died:
             duties.record(StatusChanged(status="killed", reason="the process and its companion died", source="doctor"))
         duties.start()
-        return duties.finish(time.monotonic() + _PATIENCE_WITH_GUESTS, lambda _: None)
+        duties.finish(time.monotonic() + _PATIENCE_WITH_GUESTS, lambda _: None)
     finally:
         duties.close()
+    return told
 
 
 def _hello_of(layout: RunLayout, state: RunState) -> Hello:
