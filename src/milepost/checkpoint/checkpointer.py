@@ -139,7 +139,6 @@ class ModelCheckpointer:
         )
         objects.check()
         step = self._next_step if step is None else checked_step(step)
-        _require_unicode(self.folder)
         job = self._job(step, checked_epoch(epoch), checked_metrics(metrics), is_best=bool(is_best), pinned=bool(pin))
         if is_disabled():
             return SavedPath(job.path)
@@ -188,6 +187,7 @@ class ModelCheckpointer:
         )
 
     def _job(self, step: int, epoch: float | None, metrics: dict[str, Any], *, is_best: bool, pinned: bool) -> SaveJob:
+        _require_unicode(self.folder)
         again = self._counts.get(step, 0)
         name = f"checkpoint_{self._stamp}_{step}{f'-{again + 1}' if again else ''}{'_best' if is_best else ''}"
         path = self.folder / f"{name}{_EXTENSIONS[self.config.checkpoint_format]}"

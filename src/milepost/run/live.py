@@ -8,7 +8,6 @@ the companion holds too, checkpoints are staged into an arena that the companion
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from milepost.core.saying import say
 from milepost.environment.ranks import StopAgreement
 from milepost.environment.secrets import redact
 from milepost.run.ending import EndedLog, command_that_goes_on, end_as_said, without_secrets
+from milepost.run.forks import survive_forks
 from milepost.run.media import keep_file, keep_text
 from milepost.run.worker import WorkerRun
 from milepost.runs.console import ConsoleTee
@@ -95,7 +95,7 @@ class Run:
             self._console.install()
         listen(self)
         watch_signals(resumption.signals)
-        _forkable.add(self)
+        survive_forks(self)
 
     # ---------------------------------------------------------------- log
 
@@ -436,15 +436,3 @@ class Run:
         self._log = self._child
         if self._console is not None:
             self._console.remove()
-
-
-_forkable: weakref.WeakSet[Run] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for run in list(_forkable):
-        run.in_forked_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
