@@ -257,3 +257,24 @@ def test_doctor_leaves_a_live_run_alone(tmp_path):
     script.tell("\n")
     script.finish()
     assert only_run(tmp_path).status == "completed"
+
+
+def test_a_state_that_grows_leaves_no_earlier_arena_behind_in_the_companion(tmp_path):
+    pytest.importorskip("torch")
+    out, err, code = run_script(
+        tmp_path,
+        """
+        import os
+        import milepost, torch
+        run = milepost.start("grows", tensorboard_dir=None)
+        for step, size in enumerate((300, 900, 1500)):
+            run.save_checkpoint(torch.nn.Linear(size, size), step=step)
+            run.wait()
+        folder = f"/proc/{run._companion.pid}/fd"
+        links = [os.readlink(f"{folder}/{number}") for number in os.listdir(folder)]
+        print("arenas", sum("milepost-arena" in link for link in links))
+        run.end()
+        """,
+    )
+    assert code == 0, err
+    assert "arenas 2\n" in out  # the descriptor that was handed over, and the one that its map holds

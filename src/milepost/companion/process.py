@@ -139,6 +139,8 @@ class Companion:
             case SegmentShared(ordinal=ordinal, size=size):
                 self._drain.attach(SharedSegment.attach(descriptors[0], size), ordinal)
             case ArenaShared(size=size):
+                if self._arena is not None:
+                    self._arena.close()  # its descriptor would keep a whole state of memory alive
                 self._arena = SharedSegment.attach(descriptors[0], size)
             case SaveStaged(number=number, size=size):
                 parcel = SharedSegment.attach(descriptors[0], max(size, 1))
