@@ -13,20 +13,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from milepost.checkpoint.arguments import TrainingObjects, checked_epoch, checked_metrics, checked_step
+from milepost.checkpoint.cadence import Cadence
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule, best_of
 from milepost.checkpoint.saved_path import SavedPath
 from milepost.checkpoint.side_file import RANK_FORMAT, side_file
 from milepost.checkpoint.writer import CheckpointWriter, InlineWriter, PendingSave
 from milepost.core.config import ExperimentConfig, is_disabled
-from milepost.core.errors import CorruptDataError, InvalidInputError, StorageError
+from milepost.core.errors import InvalidCallError, InvalidInputError, StorageError
 from milepost.core.events import Noticed
 from milepost.core.records import CheckpointInfo, LoadReport
 from milepost.core.saying import say
@@ -36,13 +37,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from milepost.checkpoint.catalog import Scan
-    from milepost.checkpoint.loading import LoadedState
     from milepost.checkpoint.selection import Selector
     from milepost.checkpoint.snapshot import Stager
 
 __all__ = ["ModelCheckpointer"]
 
-_LOADED = ("model", "optimizer", "scheduler", "scaler", "extra")
 _EXTENSIONS = {"milepost": ".milepost", "pt": ".pt", "pt.gz": ".pt.gz", "safetensors": ".safetensors"}
 
 
@@ -75,7 +74,6 @@ class ModelCheckpointer:
         self.config = config
         self.folder = Path(config.checkpoint_dir)
         self.experiment_id = experiment_id or ""
-        self.signalled = False
         self._stamp = stamp or datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-%f")
         self._writer = writer if writer is not None else InlineWriter(self.rule)
         self._rank, self._world_size, self._attempt = rank, world_size, attempt
@@ -84,16 +82,18 @@ class ModelCheckpointer:
         self._stager: Stager | None = None  # made at the first save: it needs torch, a run may not
         self._lock = threading.RLock()
         self._counts: dict[int, int] = {}
+        self._cadence = Cadence(
+            every_steps=config.save_frequency,
+            every_minutes=config.save_every_minutes,
+            max_overhead=config.max_overhead,
+        )
         self._last_step: int | None = None
         self._last: PendingSave | None = None
 
     @property
     def rule(self) -> RetentionRule:
         """What is kept after a save, by the configuration."""
-        config = self.config
-        return RetentionRule(
-            keep_newest=config.max_checkpoints, best_metric=config.best_metric, best_mode=config.best_mode
-        )
+        return RetentionRule.of(vars(self.config))
 
     def save_checkpoint(
         self,
@@ -109,7 +109,10 @@ class ModelCheckpointer:
         loader: Any = None,
         extra: Mapping[str, Any] | None = None,
         pin: bool = False,
-    ) -> SavedPath:
+        durable: bool = False,
+        busy: Literal["wait", "skip"] = "wait",
+        final: bool = False,
+    ) -> SavedPath | None:
         """Save the state of a training; returns as soon as it is copied.
 
         Args:
@@ -124,59 +127,81 @@ class ModelCheckpointer:
             loader: The data loader, for its position inside the epoch.
             extra: More named objects with ``state_dict``, modules, generators, plain values.
             pin: Never remove it.
+            durable: Return only when the file is committed.
+            busy: While the save before is still being written: wait for it, or skip this one.
+            final: It is the last one before an end: with ``compression="delta"`` it then loads alone all the same.
 
         Returns:
             The path of the file. Opening it waits for the commit and raises this save's error; printing it does not.
+            None if it was skipped.
 
         Raises:
             InvalidCallError: An argument is of the wrong type.
             InvalidInputError: Something cannot be saved; the message names its place.
-            StorageError: An earlier save failed and ``on_save_error`` is ``"raise"``.
+            StorageError: An earlier save failed and ``on_save_error`` is ``"raise"``, or this one did and ``durable``.
         """
         started = time.perf_counter()
         objects = TrainingObjects(
             model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, loader=loader, extra=extra
         )
         objects.check()
+        if busy not in {"wait", "skip"}:
+            raise InvalidCallError(f"busy is {busy!r}", cure='give "wait" or "skip"')
         step = self._next_step if step is None else checked_step(step)
         job = self._job(step, checked_epoch(epoch), checked_metrics(metrics), is_best=bool(is_best), pinned=bool(pin))
+        job = replace(job, standalone=job.is_best or job.pinned or final)
         if is_disabled():
             return SavedPath(job.path)
         with self._lock:
             self._raise_earlier()
-            self._note_position(loader)
-            pending = PendingSave(Path(job.path), step)
-            try:
-                self._make_folder()
-                pending = self._stage(job, started, objects)
-            except StorageError as error:
-                pending.fail(error)
-                self._say(f"failed-{step}", f"checkpoint of step {step} was not saved: {error.what}", error.cure)
-            self._last, self._last_step, self.signalled = pending, step, False
-            self._counts[step] = self._counts.get(step, 0) + 1
+            if busy == "skip" and not self._is_free():
+                return None
+            pending = self._save(job, started, objects)
+        if durable:
+            pending.wait()
         return SavedPath.of(pending, job.path)
 
-    def _stage(self, job: SaveJob, started: float, objects: TrainingObjects) -> PendingSave:
-        from milepost.checkpoint.snapshot import Stager
+    def _save(self, job: SaveJob, started: float, objects: TrainingObjects) -> PendingSave:
+        """Stage and hand over; what the world does wrong ends up in the pending save."""
+        self._note_position(objects.loader)
+        pending = PendingSave(Path(job.path), job.step)
+        try:
+            self._make_folder()
+            self._stage(job, started, objects, pending)
+        except StorageError as error:
+            pending.fail(error)
+            self._say(f"failed-{job.step}", f"checkpoint of step {job.step} was not saved: {error.what}", error.cure)
+        self._last, self._last_step = pending, job.step
+        self._cadence.saved(job.step, time.perf_counter() - started)
+        self._counts[job.step] = self._counts.get(job.step, 0) + 1
+        return pending
+
+    def _stage(self, job: SaveJob, started: float, objects: TrainingObjects, pending: PendingSave) -> None:
+        from milepost.checkpoint.snapshot import Stager, outline
         from milepost.checkpoint.state import capture_rank, state_of
 
-        arena = self._writer.arena()
         if self._rank:
-            job = self._rank_job(job, capture_rank(objects.loader))
-            return self._writer.submit(job, arena)
-        state = state_of(objects)
+            self._writer.submit(self._rank_job(job, capture_rank(objects.loader)), None, pending)
+            return
         self._stager = self._stager or Stager()
-        staged = self._stager.stage(state, arena)
+        self._stager.settle()
+        waiting_since = time.perf_counter()
+        arena = self._writer.arena()
+        waited = time.perf_counter() - waiting_since
+        state = state_of(objects, include=self.config.include)
+        content = outline(state, lossy=job.lossy)
+        job = replace(job, tree=content.tree, tensors=content.entries, contents=list(state), timestamp=time.time())
+        staged = self._stager.stage(content, arena)
         job = replace(
             job,
-            tree=staged.tree,
-            tensors=staged.tensors,
             arena_bytes=staged.nbytes,
-            contents=list(state),
-            timestamp=time.time(),
+            wait_ms=1e3 * waited,
             stall_ms=1e3 * (time.perf_counter() - started),
         )
-        return self._writer.submit(job, arena)
+        self._writer.submit(job, arena, pending)
+
+    def _is_free(self) -> bool:
+        return self._writer.is_free()
 
     def _rank_job(self, job: SaveJob, state: dict[str, Any]) -> SaveJob:
         from milepost.checkpoint.snapshot import text_of
@@ -194,7 +219,10 @@ class ModelCheckpointer:
         return SaveJob(
             path=str(path),
             format=self.config.checkpoint_format,
-            compression=self.config.compression,
+            compression=self.config.compression is not False,
+            delta=self.config.compression == "delta",
+            include=self.config.include,
+            lossy="bf16-moments" if self.config.compression == "bf16-moments" else "",
             experiment_id=self.experiment_id,
             step=step,
             epoch=epoch,
@@ -252,6 +280,7 @@ class ModelCheckpointer:
         scaler: Any = None,
         extra: Mapping[str, Any] | None = None,
         strict: bool = True,
+        only: str | Collection[str] | None = None,
         fallback: bool = False,
     ) -> LoadReport:
         """Put a checkpoint into the objects given, bit for bit, and change nothing else.
@@ -266,6 +295,7 @@ class ModelCheckpointer:
             scaler: A ``torch.amp.GradScaler``.
             extra: Named objects, as at the save.
             strict: Refuse missing and unexpected names; else take what fits.
+            only: Pattern or patterns of names, ``"model.encoder.*"``; the rest stays as it is.
             fallback: If it is damaged, take the newest sound one instead, and say so in the notes.
 
         Raises:
@@ -273,24 +303,23 @@ class ModelCheckpointer:
             CorruptDataError: It is damaged; the message names file, tensor and offset, and the newest sound one.
             InvalidInputError: It does not fit; nothing was changed.
         """
-        from milepost.checkpoint.restore import restore
+        from milepost.checkpoint.recovery import load_into
+        from milepost.checkpoint.selection import select
 
         objects = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, extra=extra)
         objects.check(needs_model=False)
         self._settle()
-        parts = {part for part in _LOADED if getattr(objects, part) is not None} | {"parameters"}
-        loaded, notes = self._load(checkpoint_path, parts, fallback=fallback)
-        restored = restore(loaded.state, objects, strict=strict)
-        info = loaded.info
-        return LoadReport(
-            info=info,
-            step=info.step,
-            epoch=info.epoch,
-            metrics=info.metrics,
-            missing=restored.missing,
-            unexpected=restored.unexpected,
-            notes=(*notes, *_device_notes(device), *restored.notes),
+        found = self._found()
+        path = select(checkpoint_path, found, self.rule, self.folder)
+        patterns = (only,) if isinstance(only, str) else None if only is None else tuple(only)
+        return load_into(
+            path, objects, found, device=device, strict=strict, only=patterns, fallback=fallback, copies=self._copies
         )
+
+    @property
+    def _copies(self) -> tuple[Path, ...]:
+        """Folders where a second copy of a checkpoint may lie."""
+        return (Path(self.config.backup_dir),) if self.config.backup_dir is not None else ()
 
     def list_checkpoints(self, experiment_id: str | None = None) -> list[CheckpointInfo]:
         """The committed checkpoints by step: of ``experiment_id``, else of this experiment, else of the folder."""
@@ -306,14 +335,12 @@ class ModelCheckpointer:
 
         Never at step 0, where nothing has been learnt yet.
         """
-        if self.signalled:
-            self.signalled = False
-            return True
-        return step > 0 and step - (self._last_step or 0) >= self.config.save_frequency
+        return self._cadence.due(step)
 
     def resumed_at(self, step: int) -> None:
         """Count the next saves from ``step``, the last step that the restored checkpoint had done."""
         self._last_step = step
+        self._cadence.resumed_at(step)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the last save is committed and everything after it is done.
@@ -338,29 +365,6 @@ class ModelCheckpointer:
 
         return of_experiment(scan(self.folder), self.experiment_id if experiment_id is None else experiment_id)
 
-    def _load(self, selector: Selector, parts: set[str], *, fallback: bool) -> tuple[LoadedState, list[str]]:
-        """The state meant, or the newest sound one instead, with the sentences that say so."""
-        from milepost.checkpoint.loading import load_state
-        from milepost.checkpoint.selection import select, sound_ones
-
-        found = self._found()
-        path = select(selector, found, self.rule, self.folder)
-        try:
-            return load_state(path, parts=parts), []
-        except CorruptDataError as error:
-            damage = error
-        notes = [f"{path.name} is damaged and was left out ({damage.what})"]
-        for info in sound_ones(found, path):
-            if not fallback:
-                raise CorruptDataError(
-                    damage.what, cure=f"load {info.filename!r} (step {info.step}) instead, or pass fallback=True"
-                ) from damage
-            try:
-                return load_state(info.path, parts=parts), [*notes, f"{info.filename} was loaded instead"]
-            except CorruptDataError as error:
-                notes.append(f"{info.filename} is damaged and was left out ({error.what})")
-        raise damage
-
 
 def _require_unicode(folder: Path) -> None:
     """The path goes to another process and into records as UTF-8."""
@@ -370,17 +374,3 @@ def _require_unicode(folder: Path) -> None:
         raise InvalidInputError(
             f"checkpoint_dir is {str(folder)!a}, which is no valid Unicode", cure="choose a folder with a UTF-8 name"
         ) from None
-
-
-def _device_notes(device: Any) -> list[str]:
-    import torch
-
-    if device is None:
-        return []
-    try:
-        wanted = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InvalidInputError(f"device is {device!r} ({error})", cure='give "cpu" or "cuda", for example') from None
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        return [f"device {str(wanted)!r} is not here: loaded to where the model lives"]
-    return []

@@ -24,8 +24,10 @@ import zstandard
 
 __all__ = [
     "BLOCK_BYTES",
+    "DIFFERENCES",
     "LANE_ALIGNMENT",
     "RAW",
+    "SAME",
     "BlockCodec",
     "DamagedBlockError",
     "EncodedBlock",
@@ -43,6 +45,12 @@ LANE_ALIGNMENT = 64
 
 #: The encoding of a block that holds its numbers as they are.
 RAW = "raw"
+
+#: The encoding of a block whose bytes are those of the base: nothing is stored.
+SAME = "="
+
+#: First letters of encodings that need the base: same bytes, zig-zag difference, difference to the scaled base.
+DIFFERENCES = (SAME, "d", "s")
 
 _SAMPLE_BYTES = 64 << 10
 _WORTH_COMPRESSING = 0.98
@@ -83,6 +91,8 @@ class EncodedBlock:
     @property
     def stored(self) -> int:
         """Bytes from the first lane's first to the last lane's last."""
+        if not self.lanes:
+            return 0
         *before, last = self.lanes
         return sum(padded(length, LANE_ALIGNMENT) for length in before) + last
 
@@ -96,8 +106,12 @@ def lane_sizes(encoding: str, width: int, nbytes: int) -> list[int] | None:
     """Decoded bytes of each lane of a block of ``nbytes``, or None if ``encoding`` does not describe such a block."""
     if encoding == RAW:
         return [nbytes]
+    if encoding == SAME:
+        return []
     if nbytes % width:
         return None
+    if encoding[:1] in DIFFERENCES:
+        encoding = encoding[1:]
     sizes: list[int] = []
     byte = 0
     for letter in encoding:

@@ -96,6 +96,7 @@ def _stored(entry: TensorEntry, place: tuple[int, int], digest: int) -> StoredTe
         offset=offset,
         nbytes=entry.nbytes,
         digest=digest,
+        original=entry.original,
     )
 
 
@@ -109,8 +110,11 @@ def _facts(job: SaveJob) -> Node:
         "pinned": job.pinned,
         "timestamp": job.timestamp,
         "stall_ms": job.stall_ms,
+        "wait_ms": job.wait_ms,
         "attempt": job.attempt,
         "contents": job.contents,
+        "include": job.include,
+        "lossy": job.lossy,
     }
     return encode_tree(facts, leaf=lambda _: None)
 

@@ -21,7 +21,7 @@ TRAILER_BYTES = 64
 FIRST_BLOCK = ALIGNMENT
 
 _MAGIC = b"\x89MPCKPT\n"
-_VERSION = 0
+_VERSION = 1
 _HEADER = struct.Struct("<8sI44x")
 _TRAILER = struct.Struct("<8sI4xQQ16sQ")
 _CHECKSUM = struct.Struct("<Q")

@@ -29,6 +29,7 @@ class TensorEntry:
             (windows of one shared storage lie where the storage puts them).
         nbytes: Bytes from its first to its last element; with gaps, if it has strides.
         storage: Entries of equal ``storage`` are windows of the same memory, which is stored once.
+        original: dtype before a lossy setting made it ``dtype``; None: nothing was lost.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TensorEntry:
     offset: int
     nbytes: int
     storage: int
+    original: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,10 @@ class SaveJob:
         path: Absolute path of the file to make; it must not exist.
         format: ``"milepost"``, ``"pt"``, ``"pt.gz"`` or ``"safetensors"``.
         compression: Encode losslessly (byte planes and zstd), or store raw.
+        delta: Store differences to a keyframe where that is smaller.
+        standalone: It must load alone, whatever ``delta`` says (best, pinned, the last one before an end).
+        include: ``"all"``, or ``"trainable"``: without frozen parameters.
+        lossy: Name of the lossy setting that the tensors went through; empty: none.
         experiment_id: The run it belongs to.
         step: The last step that was done.
         epoch: Epoch at that step.
@@ -56,6 +62,7 @@ class SaveJob:
         pinned: Retention must keep it.
         timestamp: Seconds since 1970, UTC, at the snapshot.
         stall_ms: How long the training thread was held.
+        wait_ms: How much of that it waited for the save before to leave the arena.
         tree: JSON text of the typed tree; its leaves are indices into ``tensors``.
         tensors: What lies in the arena.
         arena_bytes: How much of the arena is in use.
@@ -67,6 +74,10 @@ class SaveJob:
     path: str
     format: str = "milepost"
     compression: bool = True
+    delta: bool = False
+    standalone: bool = False
+    include: str = "all"
+    lossy: str = ""
     experiment_id: str
     step: int
     epoch: float | None = None
@@ -75,6 +86,7 @@ class SaveJob:
     pinned: bool = False
     timestamp: float = 0.0
     stall_ms: float = 0.0
+    wait_ms: float = 0.0
     tree: str
     tensors: list[TensorEntry]
     arena_bytes: int

@@ -11,8 +11,8 @@ from milepost.core.records import CheckpointInfo
 __all__ = ["info_of"]
 
 
-def info_of(job: SaveJob, path: Path, size: int) -> CheckpointInfo:
-    """The record of ``job`` written to ``path`` with ``size`` bytes; not verified yet."""
+def info_of(job: SaveJob, path: Path, size: int, base: str = "") -> CheckpointInfo:
+    """The record of ``job`` written to ``path``: ``size`` bytes, differences to ``base`` if there is one; not verified."""
     return CheckpointInfo(
         filename=path.name,
         path=path,
@@ -27,5 +27,9 @@ def info_of(job: SaveJob, path: Path, size: int) -> CheckpointInfo:
         pinned=job.pinned,
         format=job.format,
         stall_ms=job.stall_ms,
+        wait_ms=job.wait_ms,
         contents=tuple(job.contents),
+        base=base,
+        include=job.include,
+        lossy=job.lossy,
     )

@@ -17,17 +17,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from milepost.checkpoint.codec import BLOCK_BYTES, EncodedBlock, lane_sizes
+from milepost.checkpoint.codec import BLOCK_BYTES, DIFFERENCES, RAW, EncodedBlock, lane_sizes
 from milepost.checkpoint.dtypes import DTYPES
 from milepost.checkpoint.plain_values import Node
 from milepost.core.errors import CorruptDataError
 
-__all__ = ["Block", "Manifest", "Region", "StoredTensor", "block_count", "manifest_text", "parse_manifest", "span_of"]
+__all__ = [
+    "BaseFile",
+    "Block",
+    "Manifest",
+    "Region",
+    "RegionBase",
+    "StoredTensor",
+    "block_count",
+    "manifest_text",
+    "parse_manifest",
+    "span_of",
+]
 
 _LARGEST = 1 << 62
 _MOST_DIMENSIONS = 64
 _WIDTHS = (1, 2, 4, 8)
 _HEXADECIMAL = re.compile("[0-9a-f]+")
+# one name inside the folder: no separator of any system, no stream, nothing hidden
+_FILENAME = re.compile(r"[\w][^/\\:\x00-\x1f]{0,250}\.milepost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +64,34 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegionBase:
+    """What the blocks of a region may be differences to.
+
+    Attributes:
+        region: Index of a region of the same length and width in the base file.
+        scale: float32 that the base's numbers are multiplied by for blocks of encoding ``s``, as its 32 bits.
+    """
+
+    region: int
+    scale: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseFile:
+    """The keyframe that a file holds differences to; it lies in the same folder and refers to no other.
+
+    Attributes:
+        filename: Its name, without any folder.
+        digest: xxh3_128 of its manifest, so that another file of that name is not taken for it.
+        step: Its step, for people.
+    """
+
+    filename: str
+    digest: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
     """A stretch of bytes that holds one tensor, several small ones, or a storage that several tensors share.
 
@@ -58,11 +99,13 @@ class Region:
         nbytes: Its length when decoded.
         width: Bytes of the numbers in it, by which the codec splits.
         blocks: Each holds the next :data:`BLOCK_BYTES` of it, the last one the rest.
+        base: Where the base file holds what blocks may be differences to; None: all blocks stand alone.
     """
 
     nbytes: int
     width: int
     blocks: tuple[Block, ...]
+    base: RegionBase | None = None
 
     def block_bytes(self, index: int) -> int:
         """Decoded length of one block."""
@@ -82,6 +125,7 @@ class StoredTensor:
         offset: Of its first byte in the decoded region.
         nbytes: From its first to its last byte.
         digest: xxh3_128 of these bytes.
+        original: dtype that it had before a lossy setting made it ``dtype``; None: nothing was lost.
     """
 
     name: str
@@ -92,6 +136,7 @@ class StoredTensor:
     offset: int
     nbytes: int
     digest: int
+    original: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +150,7 @@ class Manifest:
         side_files: Names of the embedded files; each is the uint8 tensor of the same name at the end of ``tensors``.
         regions: What the tensors lie in.
         writer: Versions of what wrote it.
+        base: The file that blocks may be differences to; None: it loads alone.
     """
 
     run: Node
@@ -113,6 +159,7 @@ class Manifest:
     side_files: tuple[str, ...]
     regions: tuple[Region, ...]
     writer: dict[str, str]
+    base: BaseFile | None = None
 
 
 def block_count(nbytes: int) -> int:
@@ -141,9 +188,10 @@ def manifest_text(manifest: Manifest) -> bytes:
         "block_bytes": BLOCK_BYTES,
         "writer": manifest.writer,
         "run": manifest.run,
+        "base": None if manifest.base is None else _base_row(manifest.base),
         "side_files": manifest.side_files,
         "tensors": [
-            [t.name, t.dtype, t.shape, t.stride, t.region, t.offset, t.nbytes, f"{t.digest:032x}"]
+            [t.name, t.dtype, t.shape, t.stride, t.region, t.offset, t.nbytes, f"{t.digest:032x}", t.original]
             for t in manifest.tensors
         ],
         "regions": [
@@ -151,12 +199,17 @@ def manifest_text(manifest: Manifest) -> bytes:
                 r.nbytes,
                 r.width,
                 [[b.offset, b.encoded.encoding, b.encoded.lanes, f"{b.checksum:016x}"] for b in r.blocks],
+                None if r.base is None else [r.base.region, f"{r.base.scale:08x}"],
             ]
             for r in manifest.regions
         ],
         "tree": manifest.tree,
     }
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _base_row(base: BaseFile) -> list[Node]:
+    return [base.filename, f"{base.digest:032x}", base.step]
 
 
 def parse_manifest(text: bytes, *, first: int, end: int) -> Manifest:
@@ -172,7 +225,8 @@ def parse_manifest(text: bytes, *, first: int, end: int) -> Manifest:
     fields = _typed(content, dict, "the manifest")
     if fields.get("block_bytes") != BLOCK_BYTES:
         _refuse(f"has blocks of {fields.get('block_bytes')!r} bytes instead of {BLOCK_BYTES}")
-    regions = tuple(_regions(_list(fields, "regions"), first, end))
+    base = None if fields.get("base") is None else _base_file(fields["base"])
+    regions = tuple(_regions(_list(fields, "regions"), first, end, has_base=base is not None))
     tensors = tuple(_tensors(_list(fields, "tensors"), regions))
     side_files = tuple(_typed(name, str, "a side file") for name in _list(fields, "side_files"))
     if list(side_files) != [t.name for t in tensors[len(tensors) - len(side_files) :]]:
@@ -184,21 +238,41 @@ def parse_manifest(text: bytes, *, first: int, end: int) -> Manifest:
         side_files=side_files,
         regions=regions,
         writer=_typed(fields.get("writer"), dict, "the writer"),
+        base=base,
     )
 
 
-def _regions(nodes: list[Node], first: int, end: int) -> Iterator[Region]:
+def _base_file(node: Node) -> BaseFile:
+    filename, digest, step = _row(node, 3, "the base")
+    if not _FILENAME.fullmatch(_typed(filename, str, "the base's name")):
+        _refuse(f"names {filename!r:.60} as its base, which is no name of a checkpoint in its folder")
+    return BaseFile(filename=filename, digest=_hexadecimal(digest, 32), step=_whole(step, "the base's step"))
+
+
+def _region_base(node: Node, *, has_base: bool) -> RegionBase | None:
+    if node is None:
+        return None
+    if not has_base:
+        _refuse("has a region with a base, and names no base")
+    region, scale = _row(node, 2, "a region's base")
+    return RegionBase(region=_whole(region, "a region's index"), scale=_hexadecimal(scale, 8))
+
+
+def _regions(nodes: list[Node], first: int, end: int, *, has_base: bool) -> Iterator[Region]:
     extents: list[tuple[int, int]] = []
     for node in nodes:
-        nbytes, width, block_nodes = _row(node, 3, "a region")
+        nbytes, width, block_nodes, base_node = _row(node, 4, "a region")
         _whole(nbytes, "a region's length")
         if width not in _WIDTHS or len(_typed(block_nodes, list, "blocks")) != block_count(nbytes):
             _refuse(f"has a region of {nbytes} bytes, width {width!r} and {len(block_nodes)} blocks")
         blocks = [
             _block(block, width, min(BLOCK_BYTES, nbytes - i * BLOCK_BYTES)) for i, block in enumerate(block_nodes)
         ]
-        extents += ((block.offset, block.end) for block in blocks)
-        yield Region(nbytes=nbytes, width=width, blocks=tuple(blocks))
+        base = _region_base(base_node, has_base=has_base)
+        if base is None and any(block.encoded.encoding[:1] in DIFFERENCES for block in blocks):
+            _refuse("has a block that is a difference to nothing")
+        extents += ((block.offset, block.end) for block in blocks if block.encoded.lanes)
+        yield Region(nbytes=nbytes, width=width, blocks=tuple(blocks), base=base)
     for start, stop in sorted(extents):
         if start < first or stop > end:
             _refuse(f"has a block at {start}..{stop}, beside the room from {first} to {end} or inside another block")
@@ -211,7 +285,8 @@ def _block(node: Node, width: int, nbytes: int) -> Block:
     lanes = tuple(_whole(length, "a lane's length") for length in _typed(lane_nodes, list, "lanes"))
     if sizes is None or len(sizes) != len(lanes):
         _refuse(f"has a block of {nbytes} bytes in {len(lanes)} lanes encoded as {encoding!r:.40}")
-    for letter, length, size in zip(encoding if encoding != "raw" else "-", lanes, sizes, strict=True):
+    letters = "-" if encoding == RAW else encoding.lstrip("".join(DIFFERENCES))
+    for letter, length, size in zip(letters, lanes, sizes, strict=True):
         if (length != size) if letter != "z" else not 0 < length < size:
             _refuse(f"has a lane of {length} bytes for {size} bytes encoded as {encoding!r}")
     encoded = EncodedBlock(encoding=encoding, lanes=lanes)
@@ -221,7 +296,7 @@ def _block(node: Node, width: int, nbytes: int) -> Block:
 def _tensors(nodes: list[Node], regions: tuple[Region, ...]) -> Iterator[StoredTensor]:
     names: set[str] = set()
     for node in nodes:
-        name, dtype, shape, stride, region, offset, nbytes, digest = _row(node, 8, "a tensor")
+        name, dtype, shape, stride, region, offset, nbytes, digest, original = _row(node, 9, "a tensor")
         if _typed(name, str, "a tensor's name") in names:
             _refuse(f"has two tensors named {name!r}")
         names.add(name)
@@ -234,9 +309,16 @@ def _tensors(nodes: list[Node], regions: tuple[Region, ...]) -> Iterator[StoredT
             offset=_whole(offset, "an offset"),
             nbytes=_whole(nbytes, "a tensor's length"),
             digest=_hexadecimal(digest, 32),
+            original=None if original is None else _known_dtype(original),
         )
         _check_tensor(tensor, regions)
         yield tensor
+
+
+def _known_dtype(name: Any) -> str:
+    if _typed(name, str, "a dtype") not in DTYPES:
+        _refuse(f"has the unknown dtype {name!r:.60}")
+    return str(name)
 
 
 def _check_tensor(tensor: StoredTensor, regions: tuple[Region, ...]) -> None:

@@ -300,7 +300,11 @@ def _info(path: Path, manifest: Manifest, size: int) -> CheckpointInfo:
             state_bytes=sum(manifest.regions[index].nbytes for index in regions),
             pinned=bool(facts["pinned"]),
             stall_ms=float(facts["stall_ms"]),
+            wait_ms=float(facts["wait_ms"]),
             contents=tuple(facts["contents"]),
+            base=manifest.base.filename if manifest.base is not None else "",
+            include=str(facts["include"]),
+            lossy=str(facts["lossy"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptDataError(

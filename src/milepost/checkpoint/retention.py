@@ -8,10 +8,11 @@ Pure: it decides over records and touches no file. Kept are the newest, the best
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from milepost.core.config import bytes_of
 from milepost.core.records import CheckpointInfo
 
 __all__ = ["Decision", "RetentionRule", "best_of", "decide", "newest_first"]
@@ -25,11 +26,36 @@ class RetentionRule:
         keep_newest: How many of the newest stay, beside the best and the pinned.
         best_metric: Metric that names the best one when nobody marked one; None: nobody guesses.
         best_mode: Whether a smaller or a larger ``best_metric`` is better.
+        keep_best: How many of the best by ``best_metric`` stay.
+        every_steps: One for each such stretch of steps stays; None: none for that reason.
+        every_seconds: One for each such stretch of time stays.
+        max_bytes: What all together may take on the disk.
+        weights_only_after: All but this many of the newest keep only the model.
     """
 
     keep_newest: int
     best_metric: str | None = None
     best_mode: Literal["min", "max"] = "min"
+    keep_best: int = 1
+    every_steps: int | None = None
+    every_seconds: float | None = None
+    max_bytes: int | None = None
+    weights_only_after: int | None = None
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> RetentionRule:
+        """The rule that the settings of a run (the fields of an ``ExperimentConfig``) ask for."""
+        minutes, disk = settings.get("keep_every_minutes"), settings.get("max_disk")
+        return cls(
+            keep_newest=settings["max_checkpoints"],
+            best_metric=settings["best_metric"],
+            best_mode=settings["best_mode"],
+            keep_best=settings.get("keep_best", 1),
+            every_steps=settings.get("keep_every_steps"),
+            every_seconds=None if minutes is None else 60.0 * minutes,
+            max_bytes=None if disk is None else bytes_of(disk),
+            weights_only_after=settings.get("weights_only_after"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from milepost.checkpoint.parallel import available_cores, share_out
 from milepost.checkpoint.tree import encode_tree
 from milepost.core.errors import InvalidInputError
 
-__all__ = ["Staged", "Stager", "text_of", "walk"]
+__all__ = ["Outline", "Staged", "Stager", "outline", "text_of", "walk"]
 
 _PAGE, _LINE, _LARGE = 4096, 64, 64 << 10
 _ARRAY_INSIDE_TREE = 4096
@@ -40,6 +40,25 @@ _WORTH_A_THREAD = 8 << 20
 _MOST_THREADS = 8  # more do not make memory faster
 
 _Move = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """A state as plain values and the distinct live tensors it refers to.
+
+    Attributes:
+        tree: JSON text of the typed tree; its leaves are indices into ``entries``.
+        tensors: The live tensors, held so that no other can take their address.
+        entries: Where each is to lie in an arena.
+        nbytes: How large that arena must be.
+        signature: Equal ones may be copied by the same plan.
+    """
+
+    tree: str
+    tensors: list[Tensor]
+    entries: list[TensorEntry]
+    nbytes: int
+    signature: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +125,24 @@ def walk(state: dict[str, Any]) -> int:
     Raises:
         InvalidInputError: Something cannot be saved; the message names its place.
     """
+    return outline(state).nbytes
+
+
+def outline(state: dict[str, Any], *, lossy: str = "") -> Outline:
+    """What a snapshot of ``state`` will hold, and where in an arena.
+
+    Args:
+        state: As :func:`milepost.checkpoint.state.state_of` made it.
+        lossy: Name of a lossy setting, ``"bf16-moments"``; empty: every bit.
+
+    Raises:
+        InvalidInputError: Something cannot be saved; the message names its place.
+    """
     leaves = _Leaves(state)
-    encode_tree(state, leaf=leaves.index)
-    return _layout(leaves)[1]
+    tree = json.dumps(encode_tree(state, leaf=leaves.index), separators=(",", ":"))
+    entries, nbytes = _layout(leaves)
+    signature = (tuple(leaves.names), tuple(leaves.keys))
+    return Outline(tree=tree, tensors=leaves.tensors, entries=entries, nbytes=nbytes, signature=signature)
 
 
 def text_of(state: dict[str, Any]) -> str:
@@ -122,33 +156,31 @@ class Stager:
     def __init__(self) -> None:
         self._plan: _Plan | None = None
 
-    def stage(self, state: dict[str, Any], arena: Arena) -> Staged:
-        """Copy ``state`` into ``arena``.
+    def settle(self) -> None:
+        """Wait until nothing of a state that was staged before is still to be copied."""
+
+    def stage(self, content: Outline, arena: Arena) -> Staged:
+        """Copy what ``content`` refers to into ``arena``.
 
         Raises:
-            InvalidInputError: Something cannot be saved; the message names its place.
             StorageError: There is not enough memory for the arena.
         """
-        leaves = _Leaves(state)
-        tree = json.dumps(encode_tree(state, leaf=leaves.index), separators=(",", ":"))
-        plan = self._plan_for(leaves, arena)
-        plan.copy(leaves.tensors)
-        return Staged(tree=tree, tensors=plan.entries, nbytes=plan.nbytes)
+        plan = self._plan_for(content, arena)
+        plan.copy(content.tensors)
+        return Staged(tree=content.tree, tensors=plan.entries, nbytes=plan.nbytes)
 
-    def _plan_for(self, leaves: _Leaves, arena: Arena) -> _Plan:
-        signature = (tuple(leaves.names), tuple(leaves.keys))
+    def _plan_for(self, content: Outline, arena: Arena) -> _Plan:
         plan = self._plan
-        if plan is not None and plan.generation == arena.generation and plan.signature == signature:
+        if plan is not None and plan.generation == arena.generation and plan.signature == content.signature:
             return plan
         self._plan = plan = None  # its windows would keep an old segment mapped
-        entries, nbytes = _layout(leaves)
-        segment = arena.reserve(nbytes)
+        segment = arena.reserve(content.nbytes)
         memory = torch.frombuffer(segment.map, dtype=torch.uint8)
-        moves, windows = _routes(leaves.tensors, entries, memory)
+        moves, windows = _routes(content.tensors, content.entries, memory)
         self._plan = _Plan(
-            signature=signature,
-            entries=entries,
-            nbytes=nbytes,
+            signature=content.signature,
+            entries=content.entries,
+            nbytes=content.nbytes,
             generation=arena.generation,
             moves=moves,
             windows=windows,

@@ -54,8 +54,12 @@ def capture(
     )
 
 
-def state_of(objects: TrainingObjects) -> dict[str, Any]:
+def state_of(objects: TrainingObjects, *, include: str = "all") -> dict[str, Any]:
     """The state of a training, by reference. Names in it are those of the inner model, wrappers left out.
+
+    Args:
+        objects: The live objects.
+        include: ``"all"``, or ``"trainable"``: without frozen parameters.
 
     Raises:
         InvalidInputError: Something in it cannot be saved; the message names its place.

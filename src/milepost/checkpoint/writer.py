@@ -97,8 +97,11 @@ class CheckpointWriter(Protocol):
     def arena(self) -> Arena:
         """The arena to stage into, as soon as it is free."""
 
-    def submit(self, job: SaveJob, arena: Arena) -> PendingSave:
-        """Write the snapshot that ``job`` describes and ``arena`` holds."""
+    def is_free(self) -> bool:
+        """Whether :meth:`arena` would return at once."""
+
+    def submit(self, job: SaveJob, arena: Arena | None, pending: PendingSave | None = None) -> PendingSave:
+        """Write the snapshot that ``job`` describes and ``arena`` holds; settle ``pending``, or a new one."""
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until everything submitted has ended, read-back and retention included.
@@ -134,9 +137,13 @@ class InlineWriter:
             self._staged.settle()
         return self._arena
 
-    def submit(self, job: SaveJob, arena: Arena) -> PendingSave:
+    def is_free(self) -> bool:
+        """Whether the save before has been committed."""
+        return self._staged is None or self._staged.done
+
+    def submit(self, job: SaveJob, arena: Arena | None, pending: PendingSave | None = None) -> PendingSave:
         """Start the thread that writes; not a daemon, so that the interpreter's exit waits for the commit."""
-        pending = PendingSave(Path(job.path), job.step)
+        pending = pending or PendingSave(Path(job.path), job.step)
         if job.format != RANK_FORMAT:
             self._staged = pending
         before = self._thread
@@ -156,7 +163,7 @@ class InlineWriter:
         if self._thread.is_alive():
             raise GaveUpWaitingError("a checkpoint is still being written", cure="wait again")
 
-    def _finish(self, job: SaveJob, arena: Arena, pending: PendingSave, before: threading.Thread | None) -> None:
+    def _finish(self, job: SaveJob, arena: Arena | None, pending: PendingSave, before: threading.Thread | None) -> None:
         from milepost.checkpoint.finishing import (
             finish_save,  # all of the writing side: not for those who only hand over
         )
@@ -171,7 +178,7 @@ class InlineWriter:
                 self._report(change)
 
         try:
-            pending.commit(finish_save(job, arena.view, self._rule, report))
+            pending.commit(finish_save(job, memoryview(b"") if arena is None else arena.view, self._rule, report))
         except MilepostError as error:
             self._failed(job, pending, error)
         except (OSError, MemoryError) as error:

@@ -59,10 +59,15 @@ class SaveDesk:
         """The memory of the arena; None before the first snapshot."""
         return self._arena.segment
 
-    def submit(self, job: SaveJob, arena: Arena) -> PendingSave:
+    def is_free(self) -> bool:
+        """Whether no snapshot waits in the arena."""
+        with self._changed:
+            return self._staged is None
+
+    def submit(self, job: SaveJob, arena: Arena | None, pending: PendingSave | None = None) -> PendingSave:
         """Give a staged snapshot to the writing side. From here on the death of the trainer no longer harms it."""
-        assert arena is self._arena
-        pending = PendingSave(Path(job.path), job.step)
+        assert arena is self._arena or arena is None
+        pending = pending or PendingSave(Path(job.path), job.step)
         with self._changed:
             if self._closed is not None:
                 pending.fail(self._closed)

@@ -16,7 +16,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from milepost.checkpoint.job import SaveJob
@@ -36,18 +36,9 @@ from milepost.runs.projections import write_projections
 from milepost.runs.segment import new_log_id
 from milepost.trackers.follower import Follower
 
-__all__ = ["Duties", "retention_rule"]
+__all__ = ["Duties"]
 
 _LONGEST_FOR_OWN_FILES = 10.0
-
-
-def retention_rule(settings: Mapping[str, Any]) -> RetentionRule:
-    """What retention keeps, by the settings of a run."""
-    return RetentionRule(
-        keep_newest=settings["max_checkpoints"],
-        best_metric=settings["best_metric"],
-        best_mode=settings["best_mode"],
-    )
 
 
 class Duties:
@@ -78,7 +69,7 @@ class Duties:
         self.own_lock.acquire()
         self._log = DirectLog(self.layout, log_id)
         begin_log(self._log, role=role, attempt=hello.attempt, rank=hello.rank, world_size=hello.world_size)
-        self._saver = Saver(retention_rule(hello.settings), self._report, self._save_failed, self._save_over)
+        self._saver = Saver(RetentionRule.of(hello.settings), self._report, self._save_failed, self._save_over)
         self._keeper: Follower | None = None
         self._guests: list[Follower] = []
         if hello.rank == 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tomllib
 import types
 import typing
@@ -20,11 +21,13 @@ from typing import Any, Literal, get_args
 
 from milepost.core.errors import InvalidInputError, NotFoundError, StorageError
 
-__all__ = ["CheckpointFormat", "ExperimentConfig", "is_disabled"]
+__all__ = ["CheckpointFormat", "Compression", "ExperimentConfig", "bytes_of", "is_disabled"]
 
 CheckpointFormat = Literal["milepost", "pt", "pt.gz", "safetensors"]
+Compression = bool | Literal["delta", "bf16-moments"]
 
 _FOLDERS = ("experiment_dir", "checkpoint_dir", "logs_dir", "metrics_dir", "tensorboard_dir")
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i)?)?B?", re.IGNORECASE)
 _SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT")
 
 
@@ -49,7 +52,9 @@ class ExperimentConfig:
         wandb_project: Project at Weights & Biases; None switches W&B off.
         save_frequency: ``should_save`` is true this many steps after the last save.
         max_checkpoints: How many of the newest checkpoints of an experiment are kept, beside its best and pinned ones.
-        compression: Encode checkpoints losslessly (byte planes and zstd), or store them raw.
+        compression: True: lossless (byte planes and zstd). False: raw. ``"delta"``: lossless, as differences to one
+            earlier checkpoint where that is smaller; such a file needs that other one beside it. ``"bf16-moments"``:
+            lossy, the optimizer's float32 moments are rounded to bfloat16.
         root: Moves all five folders: relative ones are taken from here instead of the working folder.
         group: Name that ties experiments together, for example a sweep.
         best_metric: Metric that decides which checkpoint is best when nobody passes ``is_best=True``.
@@ -60,6 +65,20 @@ class ExperimentConfig:
             next call of ``save_checkpoint`` (``"raise"``).
         trackers: Names of further guests that installed packages offer (entry points ``milepost.trackers``).
         checkpoint_format: ``"milepost"``, or a foreign one: ``"pt"``, ``"pt.gz"``, ``"safetensors"``.
+        snapshot: ``"copy"``: ``save_checkpoint`` returns when the state is copied. ``"overlap"``: it returns at once,
+            and the next ``optimizer.step()`` waits for the rest of the copy; for what that rule can see only.
+        staging: ``"memory"``: the copy lies in shared memory and survives the death of the training. ``"spool"``: in a
+            file beside the checkpoints, and survives the death of every process (of the whole container, for example).
+        include: ``"all"``, or ``"trainable"``: leave frozen parameters out (adapters on a frozen model).
+        save_every_minutes: ``should_save`` is also true this many minutes after the last save.
+        max_overhead: Save as often as costs at most this percentage of the time; stands in for ``save_frequency``.
+        keep_best: How many of the best checkpoints by ``best_metric`` are kept.
+        keep_every_steps: One checkpoint for each such stretch of steps is kept for good.
+        keep_every_minutes: One checkpoint for each such stretch of time is kept for good.
+        max_disk: Bytes, or a text like ``"50GB"``, that one experiment's checkpoints may take; the newest verified one,
+            the best and the pinned ones stay in any case.
+        weights_only_after: Of all but this many of the newest, only the model is kept.
+        backup_dir: A second folder, better on another disk, that gets a copy of each verified checkpoint.
         strict: Raise on a metric that is not a number, instead of skipping it with one warning.
         capture_console: Keep what is printed in ``experiment.log``.
         capture_code: Record commit, difference to it, and environment.
@@ -74,7 +93,7 @@ class ExperimentConfig:
     wandb_project: str | None = None
     save_frequency: int = 1000
     max_checkpoints: int = 5
-    compression: bool = True
+    compression: Compression = True
     root: str | None = None
     group: str | None = None
     best_metric: str | None = None
@@ -84,17 +103,25 @@ class ExperimentConfig:
     on_save_error: Literal["warn", "raise"] = "warn"
     trackers: tuple[str, ...] = ()
     checkpoint_format: CheckpointFormat = "milepost"
+    snapshot: Literal["copy", "overlap"] = "copy"
+    staging: Literal["memory", "spool"] = "memory"
+    include: Literal["all", "trainable"] = "all"
+    save_every_minutes: float | None = None
+    max_overhead: float | None = None
+    keep_best: int = 1
+    keep_every_steps: int | None = None
+    keep_every_minutes: float | None = None
+    max_disk: str | int | None = None
+    weights_only_after: int | None = None
+    backup_dir: str | None = None
     strict: bool = False
     capture_console: bool = True
     capture_code: bool = True
     exit_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("save_frequency", "max_checkpoints"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise _invalid(name, value, "give a whole number of at least 1")
-        for name in ("compression", "strict", "capture_console", "capture_code"):
+        self._check_numbers()
+        for name in ("strict", "capture_console", "capture_code"):
             if not isinstance(getattr(self, name), bool):
                 raise _invalid(name, getattr(self, name), "give True or False")
         for name in ("group", "best_metric", "resume_key", "wandb_project"):
@@ -105,15 +132,35 @@ class ExperimentConfig:
             ("best_mode", ("min", "max")),
             ("on_save_error", ("warn", "raise")),
             ("checkpoint_format", get_args(CheckpointFormat)),
+            ("compression", (True, False, "delta", "bf16-moments")),
+            ("snapshot", ("copy", "overlap")),
+            ("staging", ("memory", "spool")),
+            ("include", ("all", "trainable")),
         ):
-            if getattr(self, name) not in choices:
+            value = getattr(self, name)
+            if type(value) not in {str, bool} or value not in choices:
                 raise _invalid(name, getattr(self, name), f"give one of {', '.join(map(repr, choices))}")
-        timeout = self.exit_timeout
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
-            raise _invalid("exit_timeout", timeout, "give seconds, 0 or more")
+        if self.compression in {"delta", "bf16-moments"} and self.checkpoint_format != "milepost":
+            raise _invalid("compression", self.compression, "that needs checkpoint_format='milepost'")
         self._settle("save_on_signal", self._signals())
         self._settle("trackers", self._tracker_names())
         self._make_paths_absolute()
+
+    def _check_numbers(self) -> None:
+        optional = ("keep_every_steps", "weights_only_after")
+        for name in ("save_frequency", "max_checkpoints", "keep_best", *optional):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not whole and not (value is None and name in optional):
+                raise _invalid(name, value, "give a whole number of at least 1")
+        for name in ("save_every_minutes", "keep_every_minutes", "max_overhead"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 < value < math.inf):
+                raise _invalid(name, value, "give a number above 0, or None")
+        if not (_is_number(self.exit_timeout) and 0 <= self.exit_timeout < math.inf):
+            raise _invalid("exit_timeout", self.exit_timeout, "give seconds, 0 or more")
+        if self.max_disk is not None:
+            bytes_of(self.max_disk)
 
     def _words(self, name: str) -> tuple[Any, ...]:
         value = getattr(self, name)
@@ -141,9 +188,9 @@ class ExperimentConfig:
         if self.root is not None:
             self._settle("root", str(_path("root", self.root).expanduser().absolute()))
         base = Path(self.root) if self.root is not None else Path.cwd()
-        for name in _FOLDERS:
+        for name in (*_FOLDERS, "backup_dir"):
             value = getattr(self, name)
-            if value is None and name == "tensorboard_dir":
+            if value is None and name in {"tensorboard_dir", "backup_dir"}:
                 continue
             self._settle(name, os.path.normpath(base / _path(name, value).expanduser()))
 
@@ -180,6 +227,25 @@ class ExperimentConfig:
             if key not in names:
                 raise InvalidInputError(f"{key!r} is no setting", cure=f"settings are: {', '.join(sorted(names))}")
         return cls(**settings)
+
+
+def bytes_of(amount: str | int) -> int:
+    """Bytes of a setting like ``"50GB"`` (powers of ten) or ``"50GiB"`` (of two).
+
+    Raises:
+        InvalidInputError: It is no amount.
+    """
+    if isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
+        return amount
+    match = _AMOUNT.fullmatch(amount.strip()) if isinstance(amount, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise _invalid("max_disk", amount, 'give bytes, or a text like "50GB" or "1.5TiB"')
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGTP".index((match[2] or " ").upper()))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _invalid(name: str, value: object, cure: str) -> InvalidInputError:
@@ -230,11 +296,11 @@ def _parse(name: str, text: str, hint: Any) -> Any:
         return None
     if bool in kinds:
         words: Mapping[str, bool] = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-        if text.lower() not in words:
+        if text.lower() not in words and name != "compression":
             raise _invalid(f"MILEPOST_{name.upper()}", text, "give true or false")
-        return words[text.lower()]
+        return words.get(text.lower(), text)
     try:
-        if int in kinds:
+        if int in kinds and str not in kinds:
             return int(text)
         if float in kinds:
             return float(text)

@@ -54,7 +54,11 @@ class CheckpointInfo(Record):
         pinned: Whether retention must keep it.
         format: ``"milepost"``, ``"pt"``, ``"pt.gz"`` or ``"safetensors"``.
         stall_ms: How long ``save_checkpoint`` held the training thread.
+        wait_ms: How much of that it waited for the save before.
         contents: Which parts it holds: ``model``, ``optimizer``, ``scheduler``, ``rng``, ``loader``, ...
+        base: Name of the keyframe beside it that it needs; empty: it loads alone.
+        include: ``"all"``, or ``"trainable"``: saved without frozen parameters.
+        lossy: Name of the lossy setting it was saved with; empty: every bit is there.
     """
 
     filename: str
@@ -71,7 +75,11 @@ class CheckpointInfo(Record):
     pinned: bool = False
     format: str = "milepost"
     stall_ms: float = 0.0
+    wait_ms: float = 0.0
     contents: tuple[str, ...] = ()
+    base: str = ""
+    include: str = "all"
+    lossy: str = ""
 
     def to_fields(self) -> dict[str, Any]:
         """The record as plain values, for JSON and for the run log."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import InvalidCallError, InvalidInputError
@@ -279,11 +279,16 @@ class Run:
         loader: Any = None,
         extra: Mapping[str, Any] | None = None,
         pin: bool = False,
-    ) -> Path:
+        durable: bool = False,
+        busy: Literal["wait", "skip"] = "wait",
+    ) -> Path | None:
         """Copy the state and return; the companion writes it. What is not given is what :meth:`resume` was given.
+
+        The keyword arguments are those of :meth:`ModelCheckpointer.save_checkpoint`.
 
         Returns:
             The path of the file to come. It prints at once; opening it waits for the commit and raises if it failed.
+            None if ``busy="skip"`` and the save before is still being written.
 
         Raises:
             InvalidCallError: There is no model, ``step`` is no integer, or the run has ended.
@@ -303,8 +308,9 @@ class Run:
             )
         self._describe_model_once(model)
         at = max(self._log.last_step, 0) if step is None else step
+        how = {"pin": pin, "durable": durable, "busy": busy, "final": self._resumption.saved_for_stop}
         return self.checkpointer.save_checkpoint(
-            model, optimizer, scheduler, epoch, at, metrics, is_best, pin=pin, **given
+            model, optimizer, scheduler, epoch, at, metrics, is_best, **given, **how
         )
 
     def _describe_model_once(self, model: Any) -> None:

@@ -184,7 +184,7 @@ class ExperimentTrackingSystem:
         metrics: Mapping[str, Any] | None = None,
         is_best: bool = False,
         **more: Any,
-    ) -> Path:
+    ) -> Path | None:
         """As :meth:`milepost.Run.save_checkpoint`."""
         return self.tracker.run.save_checkpoint(model, optimizer, scheduler, epoch, step, metrics, is_best, **more)
 

@@ -57,6 +57,13 @@ __all__ = ["launch"]
 _LONGEST_CRITICAL_SECTION = 60.0
 
 
+_FOR_THE_COMPANION = (
+    *("wandb_project", "tensorboard_dir", "capture_code", "exit_timeout", "backup_dir"),
+    *("max_checkpoints", "best_metric", "best_mode", "keep_best", "keep_every_steps", "keep_every_minutes"),
+    *("max_disk", "weights_only_after"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Begun:
     """What rank 0 decided, as the other ranks get it."""
@@ -202,16 +209,7 @@ def _description(config: ExperimentConfig, request: StartRequest, layout: RunLay
 
 def _companion_settings(config: ExperimentConfig) -> dict[str, Any]:
     """What the companion, and later ``milepost doctor``, must know of the configuration."""
-    return {
-        "wandb_project": config.wandb_project,
-        "tensorboard_dir": config.tensorboard_dir,
-        "trackers": list(config.trackers),
-        "max_checkpoints": config.max_checkpoints,
-        "best_metric": config.best_metric,
-        "best_mode": config.best_mode,
-        "capture_code": config.capture_code,
-        "exit_timeout": config.exit_timeout,
-    }
+    return {name: getattr(config, name) for name in _FOR_THE_COMPANION} | {"trackers": list(config.trackers)}
 
 
 # -------------------------------------------------------------------- its parts

@@ -143,7 +143,7 @@ def test_saves_are_due_after_so_many_steps_and_once_after_a_signal(tmp_path: Pat
     assert [step for step in range(13, 23) if saver.should_save(step)] == [22]
     saver.resumed_at(95)
     assert [step for step in range(96, 106) if saver.should_save(step)] == [105]
-    saver.signalled = True
+    saver._cadence.signalled = True
     assert [step for step in range(96, 100) if saver.should_save(step)] == [96]
 
 

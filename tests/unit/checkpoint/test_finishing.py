@@ -12,7 +12,7 @@ from milepost.checkpoint.commit import commit
 from milepost.checkpoint.finishing import finish_save
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule
-from milepost.checkpoint.snapshot import Stager
+from milepost.checkpoint.snapshot import Stager, outline
 from milepost.core.errors import ConflictError, CorruptDataError
 from milepost.core.events import CheckpointChanged
 
@@ -21,7 +21,7 @@ RULE = RetentionRule(keep_newest=1)
 
 def staged(folder: Path, step: int, *, timestamp: float = 1.5, **more: Any) -> tuple[SaveJob, Arena]:
     arena = Arena()
-    snapshot = Stager().stage({"model": {"weight": torch.full((5000,), float(step))}}, arena)
+    snapshot = Stager().stage(outline({"model": {"weight": torch.full((5000,), float(step))}}), arena)
     job = SaveJob(
         path=str(folder / f"checkpoint_s_{step}.milepost"),
         experiment_id="run",

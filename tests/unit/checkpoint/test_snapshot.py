@@ -10,7 +10,7 @@ from torch import nn
 
 from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.dtypes import DTYPES
-from milepost.checkpoint.snapshot import Staged, Stager, walk
+from milepost.checkpoint.snapshot import Staged, Stager, outline, walk
 from milepost.checkpoint.tree import decode_tree
 from milepost.core.errors import InvalidInputError, StorageError
 
@@ -31,7 +31,7 @@ def read_back(staged: Staged, arena: Arena) -> Any:
 
 def round_trip(state: dict[str, Any]) -> tuple[Staged, dict[str, Any]]:
     arena = Arena()
-    staged = Stager().stage(state, arena)
+    staged = Stager().stage(outline(state), arena)
     return staged, read_back(staged, arena)
 
 
@@ -97,7 +97,7 @@ def test_a_snapshot_does_not_change_with_the_training() -> None:
     arena, stager = Arena(), Stager()
     for value in (1.0, 2.0, 3.0):
         weight.fill_(value)
-        staged = stager.stage({"w": weight}, arena)
+        staged = stager.stage(outline({"w": weight}), arena)
         weight.fill_(-1.0)
         assert torch.equal(read_back(staged, arena)["w"], torch.full((10,), value))
     assert arena.generation == 1
@@ -107,7 +107,7 @@ def test_a_state_that_moves_grows_or_shrinks_is_planned_anew() -> None:
     arena, stager = Arena(), Stager()
     for length in (10, 5_000_000, 20, 20):
         weight = torch.randn(length)
-        staged = stager.stage({"w": weight, "step": length}, arena)
+        staged = stager.stage(outline({"w": weight, "step": length}), arena)
         back = read_back(staged, arena)
         assert back["step"] == length
         assert torch.equal(back["w"], weight)

@@ -9,13 +9,13 @@ import torch
 
 from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.job import SaveJob
-from milepost.checkpoint.snapshot import Stager
+from milepost.checkpoint.snapshot import Stager, outline
 
 
 def staged(folder: Path, step: int, **more: Any) -> tuple[SaveJob, Arena]:
     """A job for a small model and the arena that it lies in."""
     arena = Arena()
-    snapshot = Stager().stage({"model": {"weight": torch.full((500,), float(step))}}, arena)
+    snapshot = Stager().stage(outline({"model": {"weight": torch.full((500,), float(step))}}), arena)
     job = SaveJob(
         path=str(folder / f"checkpoint_s_{step}.milepost"),
         experiment_id="run_20261124-133155",

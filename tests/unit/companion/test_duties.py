@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from milepost.checkpoint.job import SaveJob
-from milepost.checkpoint.snapshot import Stager
-from milepost.companion.duties import Duties, retention_rule
+from milepost.checkpoint.snapshot import Stager, outline
+from milepost.companion.duties import Duties
 from milepost.companion.guests import describe_run, make_followers
 from milepost.companion.inline import InlineCompanion
 from milepost.companion.messages import Saved, SaveFailed, SaveOver, Told
@@ -101,11 +101,6 @@ def test_nothing_of_the_duties_is_left_locked(hello, emitted, layout):
     assert not list(layout.log.glob("*.lock"))
 
 
-def test_retention_follows_the_settings():
-    rule = retention_rule(SETTINGS | {"best_metric": "loss", "best_mode": "max"})
-    assert (rule.keep_newest, rule.best_metric, rule.best_mode) == (2, "loss", "max")
-
-
 # -------------------------------------------------------------------- guests
 
 
@@ -148,7 +143,7 @@ def test_the_inline_companion_saves_finishes_and_then_refuses(hello, log, layout
 
 
 def staged_into(arena, layout) -> SaveJob:
-    snapshot = Stager().stage({"model": {"weight": torch.ones(500)}}, arena)
+    snapshot = Stager().stage(outline({"model": {"weight": torch.ones(500)}}), arena)
     path = str(layout.checkpoints / "checkpoint_s_1.milepost")
     content = {"tree": snapshot.tree, "tensors": snapshot.tensors, "arena_bytes": snapshot.nbytes}
     return SaveJob(path=path, experiment_id=layout.experiment_id, step=1, **content)

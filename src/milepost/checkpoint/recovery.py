@@ -1,0 +1,80 @@
+"""How does a checkpoint get into live objects, and which one is taken when the one that was meant is damaged?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from milepost.checkpoint.arguments import TrainingObjects
+from milepost.checkpoint.catalog import Scan
+from milepost.checkpoint.loading import LoadedState, load_state
+from milepost.checkpoint.selection import sound_ones
+from milepost.core.errors import CorruptDataError, InvalidInputError
+from milepost.core.records import LoadReport
+
+__all__ = ["load_into"]
+
+_LOADED = ("model", "optimizer", "scheduler", "scaler", "extra")
+
+
+def load_into(
+    path: Path,
+    objects: TrainingObjects,
+    found: Scan,
+    *,
+    device: Any = None,
+    strict: bool = True,
+    only: Collection[str] | None = None,
+    fallback: bool = False,
+    copies: Sequence[Path] = (),
+) -> LoadReport:
+    """Put the checkpoint ``path`` into ``objects``, bit for bit; what is raised is said at ``load_checkpoint``."""
+    from milepost.checkpoint.restore import restore
+
+    parts = {part for part in _LOADED if getattr(objects, part) is not None} | {"parameters"}
+    loaded, notes = _load(path, found, parts, fallback=fallback)
+    restored = restore(loaded.state, objects, strict=strict)
+    info = loaded.info
+    return LoadReport(
+        info=info,
+        step=info.step,
+        epoch=info.epoch,
+        metrics=info.metrics,
+        missing=restored.missing,
+        unexpected=restored.unexpected,
+        notes=(*notes, *_device_notes(device), *restored.notes),
+    )
+
+
+def _load(path: Path, found: Scan, parts: set[str], *, fallback: bool) -> tuple[LoadedState, list[str]]:
+    """The state meant, or the newest sound one instead, with the sentences that say so."""
+    try:
+        return load_state(path, parts=parts), []
+    except CorruptDataError as error:
+        damage = error
+    notes = [f"{path.name} is damaged and was left out ({damage.what})"]
+    for info in sound_ones(found, path):
+        if not fallback:
+            raise CorruptDataError(
+                damage.what, cure=f"load {info.filename!r} (step {info.step}) instead, or pass fallback=True"
+            ) from damage
+        try:
+            return load_state(info.path, parts=parts), [*notes, f"{info.filename} was loaded instead"]
+        except CorruptDataError as error:
+            notes.append(f"{info.filename} is damaged and was left out ({error.what})")
+    raise damage
+
+
+def _device_notes(device: Any) -> list[str]:
+    import torch
+
+    if device is None:
+        return []
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(f"device is {device!r} ({error})", cure='give "cpu" or "cuda", for example') from None
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        return [f"device {str(wanted)!r} is not here: loaded to where the model lives"]
+    return []
