@@ -308,9 +308,20 @@ class Run:
             )
         self._describe_model_once(model)
         at = max(self._log.last_step, 0) if step is None else step
-        how = {"pin": pin, "durable": durable, "busy": busy, "final": self._resumption.saved_for_stop}
+        final = self._resumption.saved_for_stop
         return self.checkpointer.save_checkpoint(
-            model, optimizer, scheduler, epoch, at, metrics, is_best, **given, **how
+            model,
+            optimizer,
+            scheduler,
+            epoch,
+            at,
+            metrics,
+            is_best,
+            pin=pin,
+            durable=durable,
+            busy=busy,
+            final=final,
+            **given,
         )
 
     def _describe_model_once(self, model: Any) -> None:
