@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from milepost.core.config import ExperimentConfig, is_disabled
+from milepost.core.config import ExperimentConfig, bytes_of, is_disabled
 from milepost.core.errors import InvalidInputError, NotFoundError, StorageError
 
 MISSION = {
@@ -86,6 +86,12 @@ WRONG = [
     *[("exit_timeout", value) for value in (-1, math.nan, math.inf, "30", None, True)],
     *[("save_on_signal", value) for value in ("SIGKILL", ("SIGTERM", 15), 15, None, ("",), {"SIGTERM": 1})],
     *[("trackers", value) for value in ((5,), 5, None, ("",))],
+    *[("compression", value) for value in ("small", "Delta", 0, 0.0)],
+    *[(name, v) for name in ("snapshot", "staging", "include") for v in ("fast", True, None)],
+    *[(name, v) for name in ("keep_best", "keep_every_steps", "weights_only_after") for v in (0, 1.0, "5", True)],
+    *[(n, v) for n in ("save_every_minutes", "keep_every_minutes", "max_overhead") for v in (0, -1, math.nan, "5")],
+    *[("max_disk", value) for value in ("", "5 apples", 0, -1, True, 1.5, "-3GB", "0B")],
+    ("backup_dir", ""),
 ]  # fmt: skip
 
 
@@ -155,12 +161,37 @@ def test_without_a_file_the_environment_fills_what_is_not_given(monkeypatch, tmp
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("MILEPOST_COMPRESSION", "maybe"), ("MILEPOST_SAVE_FREQUENCY", "often"), ("MILEPOST_EXIT_TIMEOUT", "soon")],
+    [("MILEPOST_STRICT", "maybe"), ("MILEPOST_SAVE_FREQUENCY", "often"), ("MILEPOST_EXIT_TIMEOUT", "soon")],
 )
 def test_a_wrong_variable_is_named_with_its_value(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(InvalidInputError, match=f"{variable} is '{value}'"):
         ExperimentConfig.load()
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [("50GB", 50 * 10**9), ("1.5 TiB", 3 * 2**39), ("7", 7), ("2k", 2000), ("3 mb", 3_000_000), ("9B", 9)],
+)
+def test_an_amount_of_disk_is_bytes_or_a_text_with_a_unit(text, amount):
+    assert bytes_of(ExperimentConfig(max_disk=text).max_disk) == amount
+    assert bytes_of(ExperimentConfig(max_disk=amount).max_disk) == amount
+
+
+@pytest.mark.parametrize("compression", ["delta", "bf16-moments"])
+def test_only_mileposts_own_format_has_differences_and_lossy_settings(compression):
+    assert ExperimentConfig(compression=compression).compression == compression
+    with pytest.raises(InvalidInputError, match="checkpoint_format='milepost'"):
+        ExperimentConfig(compression=compression, checkpoint_format="pt")
+
+
+def test_settings_of_checkpoints_can_come_from_the_environment(monkeypatch, tmp_path):
+    values = {"COMPRESSION": "delta", "MAX_DISK": "50GB", "KEEP_EVERY_STEPS": "100", "SAVE_EVERY_MINUTES": "2.5"}
+    for name, value in (values | {"BACKUP_DIR": str(tmp_path / "b"), "KEEP_BEST": "3"}).items():
+        monkeypatch.setenv(f"MILEPOST_{name}", value)
+    config = ExperimentConfig.load()
+    assert (config.compression, config.max_disk, config.keep_every_steps) == ("delta", "50GB", 100)
+    assert (config.save_every_minutes, config.backup_dir, config.keep_best) == (2.5, str(tmp_path / "b"), 3)
 
 
 def test_a_variable_that_parses_is_still_checked(monkeypatch):
