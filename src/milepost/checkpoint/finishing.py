@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from milepost.checkpoint.catalog import mark_verified, refresh, scan, sidecar_of
 from milepost.checkpoint.commit import commit, remove_stale_temporaries, verify
@@ -30,13 +31,23 @@ from milepost.core.records import CheckpointInfo
 from milepost.core.saying import logger
 from milepost.io.durable import fsync_directory, replace_file
 
+if TYPE_CHECKING:
+    from milepost.checkpoint.habits import Habits
+
 __all__ = ["finish_save"]
 
 _RANKS_TIMEOUT = 60.0
 
 
 def finish_save(
-    job: SaveJob, arena: memoryview, rule: RetentionRule, report: Callable[[CheckpointChanged], None]
+    job: SaveJob,
+    arena: memoryview,
+    rule: RetentionRule,
+    report: Callable[[CheckpointChanged], None],
+    *,
+    habits: Habits | None = None,
+    hurry: Callable[[], bool] = lambda: False,
+    backup: Path | None = None,
 ) -> CheckpointInfo:
     """Turn a staged snapshot into a listed, verified checkpoint and apply the retention of its experiment.
 
@@ -44,6 +55,9 @@ def finish_save(
         job: What to write. A job of format ``"rank"`` is one small file: written, nothing reported, nothing listed.
         arena: The snapshot; not needed any more once ``committed`` was reported.
         rule: What is kept.
+        habits: What the writing side learnt from the saves before; None: learn nothing.
+        hurry: Whether what is left should be stored the fastest way, because the training is gone.
+        backup: A second folder that gets a copy once the checkpoint is verified.
         report: Told ``committed`` (``reason`` names ranks whose state is missing), ``verified`` and ``removed``.
 
     Returns:
