@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from milepost.core.errors import InvalidCallError, InvalidInputError
@@ -34,6 +34,17 @@ class TrainingObjects:
     scaler: Any = None
     loader: Any = None
     extra: Mapping[str, Any] | None = None
+
+    def completed_by(self, remembered: TrainingObjects) -> TrainingObjects:
+        """These objects if there is a model among them; else what is not given is taken from ``remembered``."""
+        if self.model is not None:
+            return self
+        given = {name: value for name, value in self.as_arguments().items() if value is not None}
+        return replace(remembered, **given)
+
+    def as_arguments(self) -> dict[str, Any]:
+        """The objects by the names of the arguments that take them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def check(self, *, needs_model: bool = True) -> None:
         """Refuse what cannot be meant.

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from milepost.checkpoint.arguments import TrainingObjects
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import InvalidCallError, InvalidInputError
 from milepost.core.events import Described, Event, Line, MediaAdded, Noticed, StatusChanged, Text
@@ -86,7 +87,7 @@ class Run:
         self._companion = companion
         self._stop = stop
         self._resumption = resumption
-        self._objects: dict[str, Any] = {}
+        self._objects = TrainingObjects()
         self._described_model = False
         self._ended: StatusChanged | None = None
         self._child: WorkerRun | None = None
@@ -236,15 +237,10 @@ class Run:
             CorruptDataError: No sound checkpoint is left although there were some.
         """
         self._refuse_elsewhere("resume")
-        self._objects = {
-            "model": model,
-            "optimizer": optimizer,
-            "scheduler": scheduler,
-            "scaler": scaler,
-            "loader": loader,
-            "extra": extra,
-        }
-        point = self._resumption.restore(self.checkpointer, **self._objects)
+        self._objects = TrainingObjects(
+            model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, loader=loader, extra=extra
+        )
+        point = self._resumption.restore(self.checkpointer, **self._objects.as_arguments())
         if not self._resumption.fresh:
             self._append(self._resumption.rewound(point.checkpoint))
         if point.checkpoint is not None:
@@ -295,33 +291,24 @@ class Run:
             InvalidInputError: Something cannot be saved; the message names its place.
         """
         self._refuse_elsewhere("save_checkpoint")
-        given = {"scaler": scaler, "loader": loader, "extra": extra}
-        known = self._objects
-        if model is None:
-            model = known.get("model")
-            optimizer = optimizer if optimizer is not None else known.get("optimizer")
-            scheduler = scheduler if scheduler is not None else known.get("scheduler")
-            given = {name: value if value is not None else known.get(name) for name, value in given.items()}
-        if model is None:
+        objects = TrainingObjects(
+            model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, loader=loader, extra=extra
+        ).completed_by(self._objects)
+        if objects.model is None:
             raise InvalidCallError(
                 "save_checkpoint has no model", cure="pass it, or call resume(model, ...) before the loop"
             )
-        self._describe_model_once(model)
-        at = max(self._log.last_step, 0) if step is None else step
-        final = self._resumption.saved_for_stop
+        self._describe_model_once(objects.model)
         return self.checkpointer.save_checkpoint(
-            model,
-            optimizer,
-            scheduler,
-            epoch,
-            at,
-            metrics,
-            is_best,
+            **objects.as_arguments(),
+            epoch=epoch,
+            step=max(self._log.last_step, 0) if step is None else step,
+            metrics=metrics,
+            is_best=is_best,
             pin=pin,
             durable=durable,
             busy=busy,
-            final=final,
-            **given,
+            final=self._resumption.saved_for_stop,
         )
 
     def _describe_model_once(self, model: Any) -> None:
