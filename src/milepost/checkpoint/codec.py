@@ -31,6 +31,7 @@ __all__ = [
     "BlockCodec",
     "DamagedBlockError",
     "EncodedBlock",
+    "lane_letters",
     "lane_sizes",
     "padded",
 ]
@@ -51,6 +52,9 @@ SAME = "="
 
 #: First letters of encodings that need the base: same bytes, zig-zag difference, difference to the scaled base.
 DIFFERENCES = (SAME, "d", "s")
+
+#: Bytes of the numbers that an encoding ``s`` may hold: it predicts them as float32.
+_SCALED_WIDTH = 4
 
 _SAMPLE_BYTES = 64 << 10
 _WORTH_COMPRESSING = 0.98
@@ -108,19 +112,22 @@ def lane_sizes(encoding: str, width: int, nbytes: int) -> list[int] | None:
         return [nbytes]
     if encoding == SAME:
         return []
-    if nbytes % width:
+    if nbytes % width or (encoding[:1] == "s" and width != _SCALED_WIDTH):
         return None
-    if encoding[:1] in DIFFERENCES:
-        encoding = encoding[1:]
     sizes: list[int] = []
     byte = 0
-    for letter in encoding:
+    for letter in lane_letters(encoding):
         span = _SPAN.get(letter, width + 1)
         if byte % span:
             return None
         sizes.append(span * (nbytes // width))
         byte += span
     return sizes if byte == width else None
+
+
+def lane_letters(encoding: str) -> str:
+    """The letters of an encoding's lanes, without the one that says what they are differences to."""
+    return encoding[1:] if encoding == SAME or encoding[:1] in {"d", "s"} else encoding
 
 
 class BlockCodec:

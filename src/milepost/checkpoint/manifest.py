@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from milepost.checkpoint.codec import BLOCK_BYTES, DIFFERENCES, RAW, EncodedBlock, lane_sizes
+from milepost.checkpoint.codec import BLOCK_BYTES, DIFFERENCES, RAW, EncodedBlock, lane_letters, lane_sizes
 from milepost.checkpoint.dtypes import DTYPES
 from milepost.checkpoint.plain_values import Node
 from milepost.core.errors import CorruptDataError
@@ -285,7 +285,7 @@ def _block(node: Node, width: int, nbytes: int) -> Block:
     lanes = tuple(_whole(length, "a lane's length") for length in _typed(lane_nodes, list, "lanes"))
     if sizes is None or len(sizes) != len(lanes):
         _refuse(f"has a block of {nbytes} bytes in {len(lanes)} lanes encoded as {encoding!r:.40}")
-    letters = "-" if encoding == RAW else encoding.lstrip("".join(DIFFERENCES))
+    letters = "-" if encoding == RAW else lane_letters(encoding)
     for letter, length, size in zip(letters, lanes, sizes, strict=True):
         if (length != size) if letter != "z" else not 0 < length < size:
             _refuse(f"has a lane of {length} bytes for {size} bytes encoded as {encoding!r}")
