@@ -86,6 +86,42 @@ def test_a_checkpoint_whose_companion_was_killed_is_committed_by_the_next_one_on
     assert list(run.series("loss").step) == [3]
 
 
+def test_a_save_that_kills_its_companion_twice_is_given_up_and_the_next_one_is_written(tmp_path):
+    out, err, code = run_script(
+        tmp_path,
+        HEAD
+        + """
+    model = model_of(1)
+    os.stat(run.save_checkpoint(model, step=1))
+    run.wait()
+    os.kill(companion.pid, signal.SIGSTOP)
+    deadly = run.save_checkpoint(model, step=2)
+    for _ in range(2):
+        before = companion.pid
+        os.kill(before, signal.SIGKILL)
+        until(lambda: companion.pid != before)
+        os.kill(companion.pid, signal.SIGSTOP)  # before it can have started Python
+    os.kill(companion.pid, signal.SIGCONT)
+    try:
+        open(deadly)
+    except milepost.StorageError as error:
+        print(error.kind, error.what)
+    def shown():
+        return [n.topic for n in milepost.open(".").runs()[0].notices]
+    until(lambda: shown() == ["unprotected"])
+    print(milepost.open(".").runs()[0].notices[0].since_step)
+    os.stat(run.save_checkpoint(model, step=3))
+    run.wait()
+    until(lambda: shown() == [])
+    run.end()
+    """,
+    )
+    assert code == 0, err
+    assert out.splitlines() == ["companion-died two companion processes died while they wrote it", "2"]
+    assert err.count("training is unprotected since step 2") == 1
+    assert [info.step for info in only_run(tmp_path).checkpoints] == [1, 3]
+
+
 def test_companions_that_keep_dying_cost_checkpoints_but_no_metric_and_never_hang(tmp_path):
     out, err, code = run_script(
         tmp_path,
@@ -278,3 +314,36 @@ def test_a_state_that_grows_leaves_no_earlier_arena_behind_in_the_companion(tmp_
     )
     assert code == 0, err
     assert "arenas 2\n" in out  # the descriptor that was handed over, and the one that its map holds
+
+
+def test_a_forked_worker_that_outlives_a_killed_trainer_delays_nothing_and_keeps_no_memory(tmp_path):
+    pytest.importorskip("torch")
+    script = Script(
+        tmp_path,
+        HEAD
+        + """
+    model = model_of(4)
+    os.stat(run.save_checkpoint(model, step=1))
+    worker = os.fork()
+    if worker == 0:
+        devnull = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(devnull, number)
+        signal.pause()
+    path = run.save_checkpoint(model, step=2)
+    print(worker, companion.pid, flush=True)
+    signal.pause()
+    """,
+    )
+    worker, companion = map(int, script.wait_for_line("")[0].split())
+    try:
+        links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{worker}/fd")]
+        assert not [link for link in links if "milepost-arena" in link]
+        assert "milepost-arena" not in Path(f"/proc/{worker}/maps").read_text()
+        script.kill()
+        until(lambda: not Path(f"/proc/{companion}").exists())
+        assert Path(f"/proc/{worker}").exists()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    run = only_run(tmp_path)
+    assert (run.status, [info.step for info in run.checkpoints]) == ("killed", [1, 2])

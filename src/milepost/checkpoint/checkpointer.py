@@ -75,7 +75,7 @@ class ModelCheckpointer:
         self.folder = Path(config.checkpoint_dir)
         self.experiment_id = experiment_id or ""
         self._stamp = stamp or datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-%f")
-        self._writer = writer if writer is not None else InlineWriter(self.rule)
+        self._writer = writer if writer is not None else self._own_writer()
         self._rank, self._world_size, self._attempt = rank, world_size, attempt
         self._notice = notice
         self._noticed: set[str] = set()
@@ -94,6 +94,15 @@ class ModelCheckpointer:
     def rule(self) -> RetentionRule:
         """What is kept after a save, by the configuration."""
         return RetentionRule.of(vars(self.config))
+
+    def _own_writer(self) -> InlineWriter:
+        """Who writes where there is no run; what died in a spool before is finished first."""
+        spool = self.folder if self.config.staging == "spool" else None
+        if spool is not None:
+            from milepost.checkpoint.spool import recover
+
+            recover(spool)
+        return InlineWriter(self.rule, backup=next(iter(self._copies), None), spool=spool)
 
     def save_checkpoint(
         self,
@@ -169,8 +178,7 @@ class ModelCheckpointer:
             self._make_folder()
             self._stage(job, started, objects, pending)
         except StorageError as error:
-            pending.fail(error)
-            self._say(f"failed-{job.step}", f"checkpoint of step {job.step} was not saved: {error.what}", error.cure)
+            self._writer.refuse(job, pending, error)
         self._last, self._last_step = pending, job.step
         self._cadence.saved(job.step, time.perf_counter() - started)
         self._counts[job.step] = self._counts.get(job.step, 0) + 1

@@ -13,13 +13,14 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from milepost.checkpoint.advice import Advisor
 from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule
-from milepost.checkpoint.side_file import RANK_FORMAT
 from milepost.core.errors import GaveUpWaitingError, MilepostError, StorageError
 from milepost.core.events import CheckpointChanged
 from milepost.core.records import CheckpointInfo
@@ -91,8 +92,12 @@ class CheckpointWriter(Protocol):
 
     Contract: ``arena()`` waits until the one arena is free and gives it to the caller until the next ``submit``.
     ``submit`` returns at once, never raises for what happens on the disk, and keeps the arena's content unchanged until
-    the save it returns has ended. A job of format ``"rank"`` carries no tensors and leaves the arena free.
+    the save it returns has ended. Without an arena there is nothing to keep: the job is of format ``"rank"``, which
+    carries no tensors, or its file is committed already and only the rest is to be done.
     """
+
+    def prepare(self, nbytes: int) -> None:
+        """Make room for a snapshot of ``nbytes`` in the background, ahead of the first save. Never raises or waits."""
 
     def arena(self) -> Arena:
         """The arena to stage into, as soon as it is free."""
@@ -102,6 +107,9 @@ class CheckpointWriter(Protocol):
 
     def submit(self, job: SaveJob, arena: Arena | None, pending: PendingSave | None = None) -> PendingSave:
         """Write the snapshot that ``job`` describes and ``arena`` holds; settle ``pending``, or a new one."""
+
+    def refuse(self, job: SaveJob, pending: PendingSave, error: MilepostError) -> None:
+        """``job`` will never be submitted, because of ``error``: fail ``pending``, and report it like any failure."""
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until everything submitted has ended, read-back and retention included.
@@ -117,24 +125,49 @@ class InlineWriter:
     Args:
         rule: What is kept after each save.
         report: Told each change of a checkpoint, from the writing thread.
+        backup: A second folder that gets a copy of each verified checkpoint.
+        spool: Folder to keep the staged snapshot in as a file; None: in memory.
     """
 
-    def __init__(self, rule: RetentionRule, report: Callable[[CheckpointChanged], None] | None = None) -> None:
+    def __init__(
+        self,
+        rule: RetentionRule,
+        report: Callable[[CheckpointChanged], None] | None = None,
+        *,
+        backup: Path | None = None,
+        spool: Path | None = None,
+    ) -> None:
         self._rule = rule
         self._report = report
+        self._backup = backup
+        self._spool = spool
+        self._advisor = Advisor(lambda noticed: say(noticed.message, cure=noticed.cure))
         self.forget()
         _writers.add(self)
 
     def forget(self) -> None:
         """Start from nothing: a forked child has neither the thread nor the right to the arena's content."""
-        self._arena = Arena()
+        self._arena = Arena(self._spool)
+        weakref.finalize(self, self._arena.close)  # also at the interpreter's exit, after the last save
         self._staged: PendingSave | None = None
         self._thread: threading.Thread | None = None
+
+    def prepare(self, nbytes: int) -> None:
+        """Make the arena's pages in a thread."""
+        arena = self._arena
+
+        def make() -> None:
+            while arena.prepare(nbytes, slices=1):
+                pass
+
+        with suppress(RuntimeError):  # no thread left: the first save makes them
+            threading.Thread(target=make, name="milepost-prepare", daemon=True).start()
 
     def arena(self) -> Arena:
         """The arena, once the save before has been committed."""
         if self._staged is not None:
             self._staged.settle()
+        self._arena.unseal()
         return self._arena
 
     def is_free(self) -> bool:
@@ -144,15 +177,17 @@ class InlineWriter:
     def submit(self, job: SaveJob, arena: Arena | None, pending: PendingSave | None = None) -> PendingSave:
         """Start the thread that writes; not a daemon, so that the interpreter's exit waits for the commit."""
         pending = pending or PendingSave(Path(job.path), job.step)
-        if job.format != RANK_FORMAT:
+        if arena is not None:
             self._staged = pending
+            arena.seal(job)
+        self._advisor.staged(job)
         before = self._thread
         self._thread = threading.Thread(target=self._finish, args=(job, arena, pending, before), name="milepost-save")
         try:
             self._thread.start()
         except RuntimeError as error:  # no thread left, or the interpreter is shutting down
             self._thread = before
-            self._failed(job, pending, StorageError(f"no thread to save with ({error})", cure="raise the limit of it"))
+            self.refuse(job, pending, StorageError(f"no thread to save with ({error})", cure="raise the limit of it"))
         return pending
 
     def wait(self, timeout: float | None = None) -> None:
@@ -164,9 +199,8 @@ class InlineWriter:
             raise GaveUpWaitingError("a checkpoint is still being written", cure="wait again")
 
     def _finish(self, job: SaveJob, arena: Arena | None, pending: PendingSave, before: threading.Thread | None) -> None:
-        from milepost.checkpoint.finishing import (
-            finish_save,  # all of the writing side: not for those who only hand over
-        )
+        # all of the writing side: not for those who only hand over
+        from milepost.checkpoint.finishing import finish_save
 
         if before is not None:
             before.join()  # read-back and retention of one save end before the next save begins
@@ -177,17 +211,19 @@ class InlineWriter:
             if self._report is not None:
                 self._report(change)
 
+        view = memoryview(b"") if arena is None else arena.view
         try:
-            pending.commit(finish_save(job, memoryview(b"") if arena is None else arena.view, self._rule, report))
+            pending.commit(finish_save(job, view, self._rule, report, backup=self._backup))
         except MilepostError as error:
-            self._failed(job, pending, error)
+            self.refuse(job, pending, error)
         except (OSError, MemoryError) as error:
-            self._failed(job, pending, StorageError(f"saving {job.path} failed ({error})", cure="see the log"))
+            self.refuse(job, pending, StorageError(f"saving {job.path} failed ({error})", cure="see the log"))
         finally:
             # the next save waits for this one to end, whatever happened to it
             pending.fail(StorageError(f"saving {job.path} ended unexpectedly", cure="report this as a bug"))
 
-    def _failed(self, job: SaveJob, pending: PendingSave, error: MilepostError) -> None:
+    def refuse(self, job: SaveJob, pending: PendingSave, error: MilepostError) -> None:
+        """Fail ``pending`` and report it, or say it if nobody is reported to."""
         pending.fail(error)
         if self._report is None:
             say(f"checkpoint of step {job.step} was not saved: {error.what}", cure=error.cure)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import msgspec
 
 from milepost.checkpoint.job import SaveJob, encode_job
-from milepost.companion.desk import SaveDesk
+from milepost.companion.desk import SaveDesk, Submitted
 from milepost.companion.messages import (
     ArenaShared,
     Channel,
@@ -32,13 +32,14 @@ from milepost.companion.messages import (
     Saved,
     SaveFailed,
     SaveOver,
+    SaveRefused,
     SaveStaged,
     SegmentShared,
     Synced,
     Told,
     Waiting,
 )
-from milepost.core.errors import StorageError
+from milepost.core.errors import MilepostError, StorageError
 from milepost.core.events import Noticed
 from milepost.core.saying import say
 from milepost.io.locks import lend_lock
@@ -75,7 +76,10 @@ class CompanionProcess:
         self._segments: dict[int, SharedSegment] = {}
         self._unsent: list[int] = []
         self._arena_sent: SharedSegment | None = None
-        self.writer = SaveDesk(self._send_save, self._lock)
+        layout = RunLayout.from_dict(hello.layout)
+        spool = layout.checkpoints if hello.settings.get("staging") == "spool" else None
+        self.writer = SaveDesk(self._send_save, self._send_refusal, self._lock, spool=spool)
+        self._refusals: list[SaveRefused] = []
         self._durable = 0
         self._launches: list[float] = []
         self._own_drain: Drain | None = None
@@ -119,14 +123,17 @@ class CompanionProcess:
                 theirs.close()
                 if alive is not None:
                     os.close(alive)
+            given_up = self.writer.after_death()
             self._channel = channel
             self._introduce(channel)
             self._unsent = sorted(self._segments)
             self._send_segments()
             self._arena_sent = None
-            self.writer.forget_committed()
-            for number, job in self.writer.uncommitted():
-                self._send_save(number, job)
+            for job, error in given_up:
+                self._send_refusal(job, error)
+            self._send_refusals()
+            for submitted in self.writer.uncommitted():
+                self._send_save(submitted)
 
     def _lock_for_companion(self) -> int | None:
         """What tells a later attempt that a companion is at work, even if it has not executed its first line yet."""
@@ -137,7 +144,12 @@ class CompanionProcess:
 
     def _introduce(self, channel: Channel) -> None:
         """Say who we are, with a descriptor of this very process: we may be dead before the companion has started."""
-        hello = msgspec.structs.replace(self._hello, durable=self._durable, launch=len(self._launches))
+        hello = msgspec.structs.replace(
+            self._hello,
+            durable=self._durable,
+            launch=len(self._launches),
+            unprotected_since=self.writer.unprotected_since,
+        )
         pidfd = open_pidfd(self._hello.pid)
         channel.send(hello, () if pidfd is None else (pidfd,))
         if pidfd is not None:
@@ -170,21 +182,39 @@ class CompanionProcess:
 
     # ---------------------------------------------------------------- checkpoints
 
-    def _send_save(self, number: int, job: SaveJob) -> None:
+    def _send_save(self, submitted: Submitted) -> None:
         with self._lock:
             if self._channel is None:
                 return  # the next companion gets it
-            segment = self.writer.segment
-            if segment is not None and segment is not self._arena_sent:
-                self._channel.send(ArenaShared(size=segment.size), (segment.fd,))
-                self._arena_sent = segment
-            content = encode_job(job)
+            if submitted.staged:
+                self._share_arena()
+            content = encode_job(submitted.job)
             parcel = SharedSegment.create(len(content), "milepost-job")
             try:
                 parcel.map[:] = content
-                self._channel.send(SaveStaged(number=number, size=len(content)), (parcel.fd,))
+                message = SaveStaged(number=submitted.number, size=len(content), staged=submitted.staged)
+                self._channel.send(message, (parcel.fd,))
             finally:
                 parcel.close()
+
+    def _share_arena(self) -> None:
+        """Let the companion map the arena, unless it has."""
+        with self._lock, self.writer.held() as segment:
+            if self._channel is None or segment is None or segment is self._arena_sent:
+                return
+            message = ArenaShared(size=segment.size, start=segment.start, path=str(getattr(segment, "path", "")))
+            if self._channel.send(message, (segment.fd,)):
+                self._arena_sent = segment
+
+    def _send_refusal(self, job: SaveJob, error: MilepostError) -> None:
+        with self._lock:
+            filename = os.path.basename(job.path)
+            self._refusals.append(SaveRefused(step=job.step, filename=filename, what=error.what, cure=error.cure))
+            self._send_refusals()
+
+    def _send_refusals(self) -> None:
+        while self._refusals and self._channel is not None and self._channel.send(self._refusals[0]):
+            del self._refusals[0]
 
     # ---------------------------------------------------------------- the helper thread
 
@@ -202,6 +232,8 @@ class CompanionProcess:
                 self._log.prepare()
             with self._lock:
                 self._send_segments()
+            self.writer.make_ready()
+            self._share_arena()
             self._drain_without_companion()
             self._every_tick()
 
@@ -339,7 +371,7 @@ class CompanionProcess:
         if self._helper.is_alive() and threading.current_thread() is not self._helper:
             self._helper.join(1.0)
         with self._lock:
-            self.writer.close(StorageError("the run ended before the checkpoint was known to be written"))
+            self.writer.leave(StorageError("the run ended before the checkpoint was known to be written"))
             if self._own_drain is not None:
                 with contextlib.suppress(StorageError):  # the disk's refusal was said
                     self._own_drain.copy(finishing=True)

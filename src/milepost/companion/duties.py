@@ -17,8 +17,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from milepost.checkpoint.advice import Advisor
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule
 from milepost.companion.guests import describe_run, make_followers
@@ -63,13 +65,24 @@ class Duties:
         self._hello = hello
         self._emit = emit
         self._lock = threading.Lock()
-        self._unprotected_since: int | None = None
+        self.unprotected_since = hello.unprotected_since
+        self._refusal = ""
+        self._hurried = threading.Event()
+        self._advisor = Advisor(self.notice)
         log_id = new_log_id()
         self.own_lock = OwnedLock(self.layout.log_lock(log_id))
         self.own_lock.acquire()
         self._log = DirectLog(self.layout, log_id)
         begin_log(self._log, role=role, attempt=hello.attempt, rank=hello.rank, world_size=hello.world_size)
-        self._saver = Saver(RetentionRule.of(hello.settings), self._report, self._save_failed, self._save_over)
+        backup = hello.settings.get("backup_dir")
+        self._saver = Saver(
+            RetentionRule.of(hello.settings),
+            self._report,
+            self._save_failed,
+            self._save_over,
+            hurry=self._hurried.is_set,
+            backup=Path(backup) if backup else None,
+        )
         self._keeper: Follower | None = None
         self._guests: list[Follower] = []
         if hello.rank == 0:
@@ -121,26 +134,37 @@ class Duties:
 
     def save(self, number: int, job: SaveJob, view: memoryview) -> None:
         """Write a staged snapshot; ``view`` stays untouched until the save is reported."""
+        self._advisor.staged(job)
         self._saver.submit(number, job, view)
+
+    def hurry(self) -> None:
+        """The training is gone: what is still to be written is made safe first, and small no more."""
+        self._hurried.set()
 
     def _report(self, number: int, change: CheckpointChanged) -> None:
         self.record(change, change.step)
         if change.action != "committed":
             return
         self._emit(Saved(number=number, info=change.info))
-        if self._unprotected_since is not None:
-            self._unprotected_since = None
+        if self.unprotected_since is not None:
+            self.unprotected_since = None
             self.notice(_unprotected(f"checkpoints are written again (step {change.step})", "", None, cured=True))
 
     def _save_failed(self, number: int, job: SaveJob, error: MilepostError) -> None:
-        filename = job.path.rpartition("/")[2]
-        failed = CheckpointChanged(step=job.step, action="failed", filename=filename, reason=str(error))
-        self.record(failed, job.step)
         self._emit(SaveFailed(number=number, what=error.what, cure=error.cure, kind=error.kind))
-        if self._unprotected_since is None:
-            self._unprotected_since = job.step
-        message = f"checkpoint of step {job.step} was not saved ({error.what}); training is unprotected"
-        self.notice(_unprotected(message, error.cure, self._unprotected_since, cured=False))
+        self.refused(job.step, os.path.basename(job.path), error.what, error.cure)
+
+    def refused(self, step: int, filename: str, what: str, cure: str) -> None:
+        """Record that there is no checkpoint of ``step``, and say so if that is news."""
+        reason = f"{what}: {cure}" if cure else what
+        self.record(CheckpointChanged(step=step, action="failed", filename=filename, reason=reason), step)
+        if self.unprotected_since is not None and what == self._refusal:
+            return
+        self.unprotected_since = step if self.unprotected_since is None else self.unprotected_since
+        self._refusal = what
+        since = self.unprotected_since
+        message = f"checkpoint of step {step} was not saved ({what}); training is unprotected since step {since}"
+        self.notice(_unprotected(message, cure, since, cured=False))
 
     def _save_over(self, number: int) -> None:
         self._emit(SaveOver(number=number))

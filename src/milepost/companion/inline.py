@@ -8,15 +8,16 @@ training.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
 
 from milepost.checkpoint.job import SaveJob
-from milepost.companion.desk import SaveDesk
+from milepost.companion.desk import SaveDesk, Submitted
 from milepost.companion.duties import Duties
 from milepost.companion.messages import FromCompanion, Hello, Saved, SaveFailed, SaveOver, Told
-from milepost.core.errors import StorageError
+from milepost.core.errors import MilepostError, StorageError
 from milepost.core.saying import say
 from milepost.runs.log import DirectLog
 
@@ -36,7 +37,8 @@ class InlineCompanion:
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._work, name="milepost-helper", daemon=True)
         self._duties = Duties(hello, self._take)
-        self.writer = SaveDesk(self._save)
+        spool = self._duties.layout.checkpoints if hello.settings.get("staging") == "spool" else None
+        self.writer = SaveDesk(self._save, self._refused, spool=spool)
 
     def start(self, log: DirectLog) -> None:
         """Begin the duties for ``log``."""
@@ -47,9 +49,13 @@ class InlineCompanion:
     def leave_child(self) -> None:
         """Threads do not survive a fork: there is nothing to let go of."""
 
-    def _save(self, number: int, job: SaveJob) -> None:
-        segment = self.writer.segment
-        self._duties.save(number, job, memoryview(segment.map if segment is not None else b""))
+    def _save(self, submitted: Submitted) -> None:
+        with self.writer.held() as segment:
+            view = memoryview(segment.map if submitted.staged and segment is not None else b"")
+        self._duties.save(submitted.number, submitted.job, view)
+
+    def _refused(self, job: SaveJob, error: MilepostError) -> None:
+        self._duties.refused(job.step, os.path.basename(job.path), error.what, error.cure)
 
     def _take(self, message: FromCompanion) -> None:
         match message:
@@ -64,6 +70,7 @@ class InlineCompanion:
         synced_at = beat_at = time.monotonic()
         while not self._leaving.wait(_TICK):
             self._every_tick()
+            self.writer.make_ready()
             now = time.monotonic()
             if now - synced_at > _SYNC_EVERY:
                 synced_at = now
@@ -87,7 +94,7 @@ class InlineCompanion:
             return self._duties.finish(time.monotonic() + timeout, _Patience())
         finally:
             self._duties.close()
-            self.writer.close(StorageError("the run ended before the checkpoint was known to be written"))
+            self.writer.leave(StorageError("the run ended before the checkpoint was known to be written"))
 
 
 class _Patience:

@@ -28,6 +28,7 @@ __all__ = [
     "Hello",
     "SaveFailed",
     "SaveOver",
+    "SaveRefused",
     "SaveStaged",
     "Saved",
     "SegmentShared",
@@ -43,7 +44,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """First message, also to a companion that replaces a dead one.
 
     ``durable`` is the position up to which the log is known to be on disk; ``launch`` counts the companions of this
-    process from 1: what is done once per attempt is done by the first.
+    process from 1: what is done once per attempt is done by the first. ``unprotected_since`` is the step since which no
+    checkpoint was committed although one should have been.
     """
 
     layout: dict[str, Any]
@@ -59,6 +61,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     facts: dict[str, Any]
     durable: int = 0
     launch: int = 1
+    unprotected_since: int | None = None
 
 
 class SegmentShared(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -69,16 +72,34 @@ class SegmentShared(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class ArenaShared(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The arena of snapshots, with its descriptor; replaces the one before."""
+    """The arena of snapshots, with its descriptor; replaces the one before.
+
+    It is ``size`` bytes from ``start`` on of what the descriptor opens: the file ``path``, or memory (empty).
+    """
 
     size: int
+    start: int = 0
+    path: str = ""
 
 
 class SaveStaged(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A snapshot stands in the arena; the descriptor holds the encoded job (``size`` bytes)."""
+    """A save to finish; the descriptor holds the encoded job (``size`` bytes).
+
+    Its snapshot stands in the arena (``staged``), or its file is committed already, or it needs none.
+    """
 
     number: int
     size: int
+    staged: bool = True
+
+
+class SaveRefused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A save that could not be staged, or that companions died over: to be recorded."""
+
+    step: int
+    filename: str
+    what: str
+    cure: str
 
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -133,7 +154,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     left: list[str]
 
 
-FromTrainer = Hello | SegmentShared | ArenaShared | SaveStaged | Finish
+FromTrainer = Hello | SegmentShared | ArenaShared | SaveStaged | SaveRefused | Finish
 FromCompanion = Synced | Saved | SaveFailed | SaveOver | Told | Waiting | Finished
 
 

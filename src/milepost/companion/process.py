@@ -29,6 +29,7 @@ from milepost.companion.messages import (
     FromCompanion,
     FromTrainer,
     Hello,
+    SaveRefused,
     SaveStaged,
     SegmentShared,
     Synced,
@@ -92,6 +93,7 @@ class Companion:
         self._may_feed.set()
         self._duties = Duties(hello, self._outbox.append, may_feed=self._may_feed)
         self._arena: SharedSegment | None = None
+        self._spool = ""
         self._sync_now = threading.Event()
         self._disk_refuses = False
         self._copy_refused = False
@@ -138,16 +140,19 @@ class Companion:
         match message:
             case SegmentShared(ordinal=ordinal, size=size):
                 self._drain.attach(SharedSegment.attach(descriptors[0], size), ordinal)
-            case ArenaShared(size=size):
+            case ArenaShared(size=size, start=start, path=path):
                 if self._arena is not None:
                     self._arena.close()  # its descriptor would keep a whole state of memory alive
-                self._arena = SharedSegment.attach(descriptors[0], size)
-            case SaveStaged(number=number, size=size):
+                self._arena = SharedSegment.attach(descriptors[0], size, start)
+                self._spool = path
+            case SaveStaged(number=number, size=size, staged=staged):
                 parcel = SharedSegment.attach(descriptors[0], max(size, 1))
                 job = decode_job(bytes(parcel.map[:size]))
                 parcel.close()
-                view = memoryview(self._arena.map) if self._arena is not None else memoryview(b"")
+                view = memoryview(self._arena.map) if staged and self._arena is not None else memoryview(b"")
                 self._duties.save(number, job, view)
+            case SaveRefused(step=step, filename=filename, what=what, cure=cure):
+                self._duties.refused(step, filename, what, cure)
             case Finish():
                 self._finish = message
             case _:
@@ -224,6 +229,7 @@ class Companion:
 
     def _end(self) -> None:
         if self._finish is None:
+            self._duties.hurry()
             self._wait_for_death()
             self._receive(0.0)  # what the trainer handed over and we had no time to take
         self._drain_once(finishing=True)
@@ -234,6 +240,7 @@ class Companion:
         else:
             deadline = time.monotonic() + self._finish.timeout
         left = self._duties.finish(deadline, self._tell_waiting)
+        self._remove_spool()
         self._outbox.append(Finished(left=left))
         self._send()
         self._duties.close()
@@ -253,6 +260,12 @@ class Companion:
         self._duties.record(death_of(cause.exit_code, cause.signal))
         with contextlib.suppress(OSError):
             os.unlink(self._layout.log_lock(self._hello.log_id))
+
+    def _remove_spool(self) -> None:
+        """All that was staged is committed; what failed stays for whoever starts next."""
+        if self._spool and self._duties.unprotected_since is None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._spool)
 
     def _tell_waiting(self, text: str) -> None:
         self._outbox.append(Waiting(text=text))

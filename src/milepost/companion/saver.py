@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from milepost.checkpoint.finishing import finish_save
 from milepost.checkpoint.job import SaveJob
@@ -37,6 +38,8 @@ class Saver:
         report: Takes every change of a checkpoint, with the number of the save it belongs to.
         failed: Takes the number of a save that cannot be committed, its job, and why.
         over: Takes the number of a save of which nothing is left to do.
+        hurry: Whether what is left of a save should be stored the fastest way, because the training is gone.
+        backup: A second folder that gets a copy of each verified checkpoint.
     """
 
     def __init__(
@@ -45,11 +48,16 @@ class Saver:
         report: Callable[[int, CheckpointChanged], None],
         failed: Callable[[int, SaveJob, MilepostError], None],
         over: Callable[[int], None],
+        *,
+        hurry: Callable[[], bool] = lambda: False,
+        backup: Path | None = None,
     ) -> None:
         self._rule = rule
         self._report = report
         self._failed = failed
         self._over = over
+        self._hurry = hurry
+        self._backup = backup
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._doing = ""
@@ -71,7 +79,14 @@ class Saver:
         while (work := self._queue.get()) is not None:
             self._doing = f"checkpoint of step {work.job.step}"
             try:
-                finish_save(work.job, work.view, self._rule, partial(self._report, work.number))
+                finish_save(
+                    work.job,
+                    work.view,
+                    self._rule,
+                    partial(self._report, work.number),
+                    hurry=self._hurry,
+                    backup=self._backup,
+                )
             except MilepostError as error:
                 self._failed(work.number, work.job, error)
             except Exception as error:  # noqa: BLE001 - a bug in one save must not stop the saves after it

@@ -6,29 +6,37 @@ and cannot block on a file system; the memory lives until the last holder is gon
 **Invariants**: a segment has its full size from the start and never changes it (sealed, so no holder can be killed by
 SIGBUS through another one's truncation). Only the creator can write.
 
+A forked child (a data loader's worker) has no use for large segments and may live long: :meth:`keep_from_children`
+takes map and descriptors out of it, or a state's memory would stay as long as the child.
+
 **On crash**: of one holder, nothing is lost. Of all holders at once, the content is gone.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import mmap
 import os
 import sys
 import tempfile
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
 from milepost.io.durable import storage_error
 
-__all__ = ["SharedSegment", "available", "available_memory"]
+__all__ = ["SharedSegment", "available", "available_memory", "reserve_blocks"]
 
 _SLICE = 4 << 20
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; newer than the mmap module of most Pythons
-_MFD_CLOEXEC, _MFD_ALLOW_SEALING = 1, 2
+_MADV_DONTFORK, _MADV_DONTDUMP = 10, 16
+_MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_NOEXEC_SEAL = 1, 2, 8
 _F_ADD_SEALS = 1033
 _SEAL_SHRINK, _SEAL_GROW, _SEAL_FUTURE_WRITE = 2, 4, 16
+_NO_SUCH_ADVICE = frozenset({errno.EINVAL, errno.ENOSYS})
+_MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 2, 0x20, 0x4000, 0x100000
 _MEMFD_CREATE_NUMBER = {"x86_64": 319, "aarch64": 279}
 
 
@@ -39,15 +47,17 @@ class SharedSegment:
         fd: Descriptor to hand to another process. It belongs to the segment.
         map: The mapped bytes: writable for the creator, read-only when attached.
         size: Bytes.
+        start: Where they begin in the file behind ``fd``: a multiple of the page size.
     """
 
-    __slots__ = ("fd", "map", "size")
+    __slots__ = ("__weakref__", "fd", "map", "size", "start")
 
-    def __init__(self, fd: int, size: int, *, writable: bool) -> None:
+    def __init__(self, fd: int, size: int, *, writable: bool, start: int = 0) -> None:
         self.fd = fd
         self.size = size
+        self.start = start
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        self.map = mmap.mmap(fd, size, access=access)
+        self.map = mmap.mmap(fd, size, access=access, offset=start)
 
     @classmethod
     def create(cls, size: int, name: str) -> SharedSegment:
@@ -58,23 +68,22 @@ class SharedSegment:
         """
         fd = -1
         try:
-            fd = _anonymous_file(name)
-            os.ftruncate(fd, size)
+            fd = _anonymous_file(name, size)
             return cls(fd, size, writable=True)
-        except OSError as error:
+        except OSError as error:  # also EFBIG and ENOMEM: limits of file size and address space hold here too
             if fd >= 0:
                 os.close(fd)
             raise storage_error(error, "making shared memory", name) from error
 
     @classmethod
-    def attach(cls, fd: int, size: int) -> SharedSegment:
+    def attach(cls, fd: int, size: int, start: int = 0) -> SharedSegment:
         """The read-only view of a segment whose descriptor came from another process; owns ``fd`` from now on.
 
         Raises:
             StorageError: The descriptor is no segment of that size.
         """
         try:
-            return cls(fd, size, writable=False)
+            return cls(fd, size, writable=False, start=start)
         except (OSError, ValueError) as error:  # mmap itself refuses a size beyond the end of the file
             raise storage_error(OSError(str(error)), "attaching shared memory", f"descriptor {fd}") from error
 
@@ -98,15 +107,18 @@ class SharedSegment:
         madvise = _madvise()
         if madvise is None:
             return False
-        window = ctypes.c_char.from_buffer(self.map, offset)
-        address = ctypes.addressof(window)
-        del window  # it would keep the map from being closed; the address stays valid while the map is open
-        if madvise(address, length, _MADV_POPULATE_WRITE) == 0:
+        if madvise(self._address + offset, length, _MADV_POPULATE_WRITE) == 0:
             return True
         code = ctypes.get_errno()
-        if code == 12:
-            raise storage_error(OSError(code, "no memory"), "filling", "shared memory")
-        return False
+        if code in _NO_SUCH_ADVICE:
+            return False
+        # a store into such a page would end this process by SIGBUS
+        raise storage_error(OSError(errno.ENOMEM, "no memory"), "filling", "shared memory")
+
+    @property
+    def _address(self) -> int:
+        window = ctypes.c_char.from_buffer(self.map)
+        return ctypes.addressof(window)  # valid while the map is open; the window itself would keep it from closing
 
     def _populate_by_stores(self, offset: int, length: int) -> None:
         pages = self.map
@@ -123,6 +135,28 @@ class SharedSegment:
                     fcntl.fcntl(self.fd, _F_ADD_SEALS, seals)
                     return
 
+    def keep_from_children(self) -> None:
+        """Leave the map out of forked children and core dumps, and take the descriptors out of children."""
+        madvise = _madvise()
+        if madvise is not None:
+            for advice in (_MADV_DONTFORK, _MADV_DONTDUMP):
+                madvise(self._address, self.size, advice)
+            _kept_from_children.add(self)
+
+    def _leave_child(self) -> None:
+        """In a forked child, where the map is a hole and the descriptors are copies that would keep the memory."""
+        _fill_hole(self._address, self.size)
+        node = os.fstat(self.fd)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                # the map has a descriptor of its own and will close that number: it must not be free before
+                if os.path.samestat(os.fstat(int(name)), node):
+                    os.dup2(null, int(name), inheritable=False)
+        os.close(null)
+        os.close(self.fd)
+        self.fd = -1  # the child neither shares nor removes what is its parent's
+
     def close(self) -> None:
         """Let go of map and descriptor. Views that somebody still exports keep the map alive until they are gone."""
         with suppress(BufferError):
@@ -132,28 +166,84 @@ class SharedSegment:
             self.fd = -1
 
 
-def _anonymous_file(name: str) -> int:
+_kept_from_children: weakref.WeakSet[SharedSegment] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for segment in tuple(_kept_from_children):
+        with suppress(OSError, ValueError):  # closed meanwhile
+            segment._leave_child()  # noqa: SLF001 - the class's own hook
+        _kept_from_children.discard(segment)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _fill_hole(address: int, size: int) -> None:
+    """Private zeros where the parent has a map: the child would unmap that range later, whatever lay there by then."""
+    if sys.platform == "linux":
+        fill = ctypes.CDLL(None).mmap
+        fill.restype = ctypes.c_void_p
+        fill.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+        flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE
+        fill(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+
+
+def _anonymous_file(name: str, size: int) -> int:
     fd = _memfd(name)
     if fd is not None:
+        try:
+            os.ftruncate(fd, size)
+        except OSError:
+            os.close(fd)
+            raise
         return fd
     folder = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - unlinked at once, mode 0600
     fd, path = tempfile.mkstemp(prefix="milepost-", dir=folder)
     os.unlink(path)
+    try:
+        reserve_blocks(fd, size)  # in a container /dev/shm is often small: an error now, or SIGBUS at a store
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
+def reserve_blocks(fd: int, size: int) -> None:
+    """Give a file ``size`` bytes that no later store can fail to find room for.
+
+    Raises:
+        OSError: There is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+    else:
+        os.ftruncate(fd, size)
+
+
 def _memfd(name: str) -> int | None:
+    """A new memfd; None where the system has none."""
     if sys.platform != "linux":
         return None
+    wanted = _MFD_CLOEXEC | _MFD_ALLOW_SEALING
+    for flags in (wanted | _MFD_NOEXEC_SEAL, wanted):  # kernels before 6.3 refuse the first
+        fd = _memfd_with(name, flags)
+        if fd is not None:
+            return fd
+    return None
+
+
+def _memfd_with(name: str, flags: int) -> int | None:
     if hasattr(os, "memfd_create"):
         with suppress(OSError):
-            return os.memfd_create(name, _MFD_CLOEXEC | _MFD_ALLOW_SEALING)
+            return os.memfd_create(name, flags)
         return None
     # Pythons built against an old C library lack the function although the kernel has the call.
     number = _MEMFD_CREATE_NUMBER.get(os.uname().machine)
     if number is None:
         return None
-    fd: int = ctypes.CDLL(None).syscall(number, name.encode(), _MFD_CLOEXEC | _MFD_ALLOW_SEALING)
+    fd: int = ctypes.CDLL(None).syscall(number, name.encode(), flags)
     return fd if fd >= 0 else None
 
 

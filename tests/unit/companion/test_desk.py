@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from milepost.checkpoint.job import SaveJob
-from milepost.companion.desk import SaveDesk
+from milepost.checkpoint.writer import PendingSave
+from milepost.companion.desk import SaveDesk, Submitted
 from milepost.companion.messages import Saved, SaveFailed, SaveOver
-from milepost.core.errors import GaveUpWaitingError, InvalidInputError, StorageError
+from milepost.core.errors import GaveUpWaitingError, InvalidInputError, MilepostError, StorageError
 from milepost.core.records import CheckpointInfo
 
 
@@ -29,12 +30,16 @@ class Writing:
 
     def __init__(self) -> None:
         self.jobs: list[tuple[int, int]] = []
+        self.recorded: list[tuple[int, str]] = []
         self.refuses: Exception | None = None
 
-    def __call__(self, number: int, given: SaveJob) -> None:
+    def __call__(self, submitted: Submitted) -> None:
         if self.refuses is not None:
             raise self.refuses
-        self.jobs.append((number, given.step))
+        self.jobs.append((submitted.number, submitted.job.step))
+
+    def record(self, given: SaveJob, error: MilepostError) -> None:
+        self.recorded.append((given.step, error.what))
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def writing() -> Writing:
 
 @pytest.fixture
 def desk(writing: Writing) -> SaveDesk:
-    return SaveDesk(writing)
+    return SaveDesk(writing, writing.record)
 
 
 def waits(call) -> threading.Thread:
@@ -71,8 +76,10 @@ def test_the_arena_is_free_when_its_snapshot_is_committed_or_failed_and_not_befo
         desk.take(answer)
         waiter.join(10)
         assert not waiter.is_alive()
-    desk.submit(job(3, format="rank"), desk.arena())
-    desk.arena()  # the state of another rank lies in no arena
+    desk.submit(job(3, format="rank"), None)
+    desk.arena()  # the state of another rank lies in no arena, nor does one that was streamed
+    desk.submit(job(4), None)
+    assert desk.is_free()
 
 
 def test_a_failure_is_the_error_of_that_save_alone(desk):
@@ -101,13 +108,57 @@ def test_a_new_writing_side_is_given_what_is_not_committed_and_the_rest_is_not_w
     desk.submit(job(1), desk.arena())
     desk.take(saved(1, 1))
     pending = desk.submit(job(2), desk.arena())
-    assert [(number, one.step) for number, one in desk.uncommitted()] == [(2, 2)]
-    desk.forget_committed()
+    assert [(one.number, one.job.step, one.staged) for one in desk.uncommitted()] == [(2, 2, True)]
+    assert desk.after_death() == []
     desk.take(saved(2, 2))
     desk.take(SaveOver(number=2))
     desk.wait(0)
     assert pending.done
     assert desk.uncommitted() == []
+
+
+def test_a_save_that_two_writers_died_over_fails_and_the_others_go_on(desk, writing):
+    first = desk.submit(job(1), desk.arena())
+    second = desk.submit(job(2), None)
+    assert desk.after_death() == []
+    ((given_up, error),) = desk.after_death()
+    assert (given_up.step, error.kind, desk.unprotected_since) == (1, "companion-died", 1)
+    with pytest.raises(StorageError, match="two companion processes died"):
+        first.wait(0)
+    assert desk.is_free()
+    assert [one.job.step for one in desk.uncommitted()] == [2]
+    desk.take(saved(2, 2))
+    assert second.wait(0).step == 2
+    assert desk.unprotected_since is None
+
+
+def test_a_death_while_a_committed_save_is_read_back_is_held_against_no_other(desk, writing):
+    desk.submit(job(1), desk.arena())
+    desk.take(saved(1, 1))
+    desk.submit(job(2), desk.arena())
+    assert desk.after_death() == []
+    assert desk.after_death() == []
+    ((given_up, _),) = desk.after_death()
+    assert given_up.step == 2
+
+
+def test_a_save_that_could_not_be_staged_fails_is_recorded_and_leaves_the_state_until_the_next_commit(desk, writing):
+    pending = PendingSave(Path("/c/1"), 1)
+    desk.refuse(job(1), pending, StorageError("no memory", cure="more"))
+    with pytest.raises(StorageError, match="no memory"):
+        pending.wait(0)
+    assert writing.recorded == [(1, "no memory")]
+    assert desk.unprotected_since == 1
+
+
+def test_what_is_prepared_is_ready_before_the_first_snapshot_and_costs_no_second_one(desk):
+    desk.prepare(9 << 20)
+    while desk.arena().size == 0 or desk._to_prepare:
+        desk.make_ready()
+    with desk.held() as segment:
+        assert segment.size >= 9 << 20
+    assert desk.arena().reserve(9 << 20) is segment
+    assert desk.arena().generation == 1
 
 
 def test_after_close_nothing_hangs_what_was_open_and_what_comes_later_fails_with_its_reason(desk, writing):
