@@ -14,10 +14,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from torture.flavours import FLAVOURS
 from torture.lanes import RESULTS
 from torture.levels import Outcome, order_of_operations, random_kills, rotten_bits, summary, sweep_operation
 
-_OPERATIONS = ("log", "save", "end", "resume")
+_OPERATIONS = ("log", "end", "resume", *FLAVOURS)
 _PROCESSES = ("trainer", "companion", "both")
 
 

@@ -14,6 +14,7 @@ import os
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from milepost.checkpoint.catalog import scan as scan_checkpoints
 from milepost.checkpoint.reading import open_checkpoint
 from milepost.core.errors import MilepostError
 from milepost.core.events import CheckpointChanged, Metrics, Rewound
+from milepost.core.records import CheckpointInfo
 from milepost.runs.scan import LoggedRecord, read_log_files, scan
 from torture import planted
 from torture.claims import Attempt, Claims
@@ -43,6 +45,7 @@ class Verdict:
         problems: Broken promises, one sentence each.
         records: Records of metrics that were there.
         checkpoints: Files of the committed checkpoints, by step.
+        differences: How many of them hold differences to another one.
         newest_step: Step of the newest of them, -1 if there is none.
         lost_ms: How long before the death of both processes the first acknowledged and lost record was acknowledged.
         opened_in_ms: How long opening and looking took.
@@ -51,13 +54,14 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
     records: int = 0
     checkpoints: list[str] = field(default_factory=list)
+    differences: int = 0
     newest_step: int = -1
     lost_ms: float = 0.0
     opened_in_ms: float = 0.0
 
 
 def check_apart(folder: str, claims: Claims, *, doctor: bool) -> Verdict:
-    """Check in a fresh process; a check that crashes is a problem itself."""
+    """Check in a fresh process; a check that crashes is a problem itself. Spools are recovered before."""
 
     def checked() -> dict[str, Any]:
         return asdict(check(folder, claims, doctor=doctor))
@@ -90,6 +94,8 @@ def check(folder: str, claims: Claims, *, doctor: bool) -> Verdict:
     """Everything that must hold of the store in ``folder`` while no process works on it."""
     planted.plant_in_reader()
     verdict = Verdict()
+    if claims.promised.survives_all and claims.run_id:
+        _recover(Path(folder))
     _Check(Path(folder), claims, verdict).all()
     if doctor and not verdict.problems and claims.run_id:
         _check_doctor(Path(folder), verdict)
@@ -177,8 +183,11 @@ class _Check:
                 self._check_content(info.path, info.step)
             except (MilepostError, KeyError) as error:
                 self._problem(f"{info.filename} does not load: {error}")
+        self._newest_are_whole(found.infos)
+        self._second_copies()
         names = [info.filename for info in found.infos]
         self._verdict.checkpoints = names
+        self._verdict.differences = sum(bool(info.base) for info in found.infos)
         newest = max(found.infos, key=lambda info: _age(info.filename), default=None)
         self._verdict.newest_step = -1 if newest is None else newest.step
         committed = [
@@ -196,23 +205,37 @@ class _Check:
     def _nothing_promised_is_missing(self, present: set[str], removed: set[str], committed: int) -> None:
         """What was promised is there, unless retention let it go for newer ones that are."""
         promised = [
-            save.filename for attempt in self._claims.attempts for save in attempt.saves if self._kept(attempt, save)
+            save.filename
+            for attempt in self._claims.attempts
+            for save in attempt.saves
+            if self._claims.is_kept(attempt, save)
         ]
         promised = sorted({*promised, *self._claims.seen}, key=_age)
         for place, filename in enumerate(promised):
             if filename in present:
                 continue
             newer = [name for name in present if _age(name) > _age(filename)]
-            if len(newer) < self._claims.max_checkpoints:
+            if len(newer) < self._claims.promised.kept:
                 word = "was removed" if filename in removed else "is missing"
                 self._problem(
                     f"{filename} {word}, the promised checkpoint {place + 1} of {len(promised)}; "
                     f"there are {len(newer)} newer ones ({committed} commits are recorded)"
                 )
 
-    @staticmethod
-    def _kept(attempt: Attempt, save: Any) -> bool:
-        return bool(save.committed or (save.returned and not attempt.all_holders_died))
+    def _newest_are_whole(self, infos: Sequence[CheckpointInfo]) -> None:
+        """Of how many of the newest everything must be there, the optimizer too."""
+        newest = sorted(infos, key=lambda info: _age(info.filename), reverse=True)
+        for info in newest[: self._claims.promised.whole]:
+            if "optimizer" not in info.contents:
+                self._problem(f"{info.filename} holds no optimizer, and is one of the newest")
+
+    def _second_copies(self) -> None:
+        """Each copy that has its name loads, and is what was saved."""
+        for info in scan_checkpoints(self._folder / "backup").infos:
+            try:
+                self._check_content(info.path, info.step)
+            except (MilepostError, KeyError) as error:
+                self._problem(f"the copy of {info.filename} does not load: {error}")
 
     def _check_content(self, path: Path, listed_step: int) -> None:
         """A checkpoint holds what its own stamp says, and its stamp what was intended."""
@@ -288,6 +311,12 @@ class _Check:
             self._problem(f"the run is shown as {status}, it is {' or '.join(sorted(allowed))}")
         if status in {"running", "paused", "unsure"}:
             self._problem(f"a run that nobody works on is shown as {status}")
+
+
+def _recover(folder: Path) -> None:
+    from milepost.companion.doctor import examine
+
+    examine(milepost.open(folder), lambda finding: None, dry_run=False)
 
 
 def _check_doctor(folder: Path, verdict: Verdict) -> None:

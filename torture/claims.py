@@ -13,6 +13,8 @@ import os
 import time
 from dataclasses import dataclass, field
 
+from torture.flavours import FLAVOURS, Flavour, FlavourName
+
 __all__ = ["Attempt", "Claims", "Reporter", "Save"]
 
 #: Seconds after a companion's death in which a replacement may not hold the memory yet; generous, for a busy machine.
@@ -125,15 +127,25 @@ class Claims:
 
     Attributes:
         seed: Of all content.
-        max_checkpoints: How many of the newest are kept.
+        flavour: How its checkpoints are saved.
         attempts: In order.
         seen: Files of checkpoints that an earlier check found committed and whole, in order.
     """
 
     seed: int
-    max_checkpoints: int
+    flavour: FlavourName = "save"
     attempts: list[Attempt] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
+
+    @property
+    def promised(self) -> Flavour:
+        """What holds of checkpoints that are saved like this."""
+        return FLAVOURS[self.flavour]
+
+    def is_kept(self, attempt: Attempt, save: Save) -> bool:
+        """Whether this save must have become a checkpoint, whatever has died."""
+        survives = self.promised.survives_all or not attempt.all_holders_died
+        return save.committed or (save.returned and survives and self.promised.returned_is_kept)
 
     @property
     def run_id(self) -> str:

@@ -17,6 +17,7 @@ from typing import Literal
 
 from torture.checker import Verdict, check_apart
 from torture.claims import Claims
+from torture.flavours import FLAVOURS
 from torture.subject import Subject, Target
 from torture.worker import Work
 
@@ -24,9 +25,10 @@ __all__ = ["Fault", "StoreResult", "plan", "torture_store"]
 
 KILLS_PER_STORE = 8
 _LONGEST_DELAY = 0.3
-_MAX_CHECKPOINTS = 3
 #: A loaded machine may take its time; whoever is still there after this hangs.
 _PATIENCE = 90.0
+#: Pruning is no training.
+_TRAINED = tuple(name for name in FLAVOURS if name != "prune")
 _WORDS = {"first record": "logged", "first checkpoint": "committed"}
 
 
@@ -61,6 +63,7 @@ class StoreResult:
         problems: Broken promises.
         records: Records of metrics found by the last check.
         checkpoints: Checkpoint files found whole, over all checks.
+        differences: Those of them that hold differences to another one.
         lost_ms: Largest window of acknowledged records lost when both died.
         opened_in_ms: Slowest opening and reading after a fault.
         seconds: How long all of it took.
@@ -72,6 +75,7 @@ class StoreResult:
     problems: list[str] = field(default_factory=list)
     records: int = 0
     checkpoints: int = 0
+    differences: int = 0
     lost_ms: float = 0.0
     opened_in_ms: float = 0.0
     seconds: float = 0.0
@@ -82,6 +86,7 @@ class StoreResult:
         self.problems += [f"{label}: {problem}" for problem in verdict.problems]
         self.records = verdict.records
         self.checkpoints += len(verdict.checkpoints)
+        self.differences += verdict.differences
         self.lost_ms = max(self.lost_ms, verdict.lost_ms)
         self.opened_in_ms = max(self.opened_in_ms, verdict.opened_in_ms)
 
@@ -117,9 +122,9 @@ def torture_store(seed: int, kills: int, folder: Path, *, keep: bool = False) ->
     begun = time.monotonic()
     result = StoreResult(seed)
     chance = random.Random(~seed)
-    claims = Claims(seed, _MAX_CHECKPOINTS)
     save_every = chance.choice((25, 60, 150))
     compression = chance.random() < 0.7
+    claims = Claims(seed, chance.choice(_TRAINED))
     expected_step = 0
     for number, faults in enumerate(plan(seed, kills)):
         subject = Subject(
@@ -127,14 +132,14 @@ def torture_store(seed: int, kills: int, folder: Path, *, keep: bool = False) ->
                 folder=str(folder),
                 seed=seed,
                 attempt=number,
+                flavour=claims.flavour,
                 save_every=save_every,
-                max_checkpoints=_MAX_CHECKPOINTS,
                 compression=compression,
             )
         )
         claims.attempts.append(subject.attempt)
         left = _apply(faults, subject, result)
-        label = f"attempt {number} ({', '.join(fault.target for fault in faults)})"
+        label = f"{claims.flavour}, attempt {number} ({', '.join(fault.target for fault in faults)})"
         result.problems += [f"{label}: still there after {_PATIENCE:.0f} s: {process}" for process in left]
         at = subject.attempt.resumed_at
         if at is not None and at != expected_step:

@@ -68,6 +68,7 @@ def random_kills(kills: int, seed: int, *, lanes: int = 2, keep: bool = False, p
         outcome.facts["checkpoints loaded and compared"] = (
             outcome.facts.get("checkpoints loaded and compared", 0) + result.checkpoints
         )
+        outcome.facts["of them differences"] = outcome.facts.get("of them differences", 0) + result.differences
         outcome.facts["records compared"] = outcome.facts.get("records compared", 0) + result.records
         _slowest(outcome, result)
         progress(f"seed {result.seed}: {outcome.tried} of {kills} kills, {len(outcome.problems)} problems")
@@ -109,13 +110,21 @@ def sweep_operation(
     outcome.problems += [f"uninterrupted: {problem}" for problem in counted.problems]
     numbers = points(counted.calls, sample, seed)
     reached: Counter[str] = Counter()
+    compared = differences = 0
     tasks = [(operation, process, number, keep) for number in numbers]
     for point in spread(_one_point, tasks, lanes):
         outcome.tried += bool(point.call)
+        compared, differences = compared + point.checkpoints, differences + point.differences
         reached[point.call or "(survived)"] += 1
         outcome.problems += [f"call {point.number} ({point.call}): {p} [kept: {point.kept}]" for p in point.problems]
         progress(f"{outcome.level}: call {point.number} of {counted.calls}, {len(outcome.problems)} problems")
-    outcome.facts = {"system calls counted": counted.calls, "tried": len(numbers), "killed in": dict(reached)}
+    outcome.facts = {
+        "system calls counted": counted.calls,
+        "tried": len(numbers),
+        "checkpoints compared": compared,
+        "of them differences": differences,
+        "killed in": dict(reached),
+    }
     outcome.seconds = time.monotonic() - begun
     return outcome
 
@@ -142,7 +151,7 @@ def order_of_operations(*, keep: bool = False) -> Outcome:
 def _record(keep: bool) -> tuple[int, list[str]]:
     folder = new_folder()
     subject = Subject(Work(folder=str(folder), seed=1, attempt=0, operation="save", settle=True))
-    claims = Claims(1, 3, [subject.attempt])
+    claims = Claims(1, attempts=[subject.attempt])
     subject.hear_until("ready", _PATIENCE)
     recorder = Recorder(subject.companions()[0], folder / "operations.strace")
     subject.gate.open(2)

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import mmap
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,10 +28,11 @@ from milepost.system import launch
 from torture import planted
 from torture.claims import Reporter
 from torture.content import STAMP, metrics_at, tensor_at
+from torture.flavours import FLAVOURS, FlavourName
 
 __all__ = ["Gate", "Operation", "Work", "parameter_shapes", "work"]
 
-Operation = Literal["train", "log", "save", "end", "resume"]
+Operation = Literal["train", "log", "end", "resume"] | FlavourName
 
 SEGMENT = 128 << 10
 _RECORDS_OF_ONE_SEGMENT = 700  # a segment takes about 550 of ours, so this many cross its end
@@ -47,8 +49,8 @@ class Work:
         seed: Of the content.
         attempt: Number of this attempt at the store.
         operation: ``"train"`` until told to end; the others do one operation between two gates.
+        flavour: How it saves.
         save_every: Steps between two checkpoints of ``"train"``.
-        max_checkpoints: How many are kept.
         settle: Whether the operation waits until the companion has done its part.
         compression: Whether checkpoints are encoded.
     """
@@ -57,8 +59,8 @@ class Work:
     seed: int
     attempt: int
     operation: Operation = "train"
+    flavour: FlavourName = "save"
     save_every: int = 100
-    max_checkpoints: int = 3
     settle: bool = False
     compression: bool = True
 
@@ -100,27 +102,48 @@ def parameter_shapes() -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in _Model().named_parameters()}
 
 
+class _Optimizer(torch.optim.AdamW):
+    """An optimizer whose step sets everything to the content of the step that is due.
+
+    The hooks of ``torch.optim.Optimizer`` are called as for any other: that is where an overlapped copy is awaited.
+    """
+
+    update: Callable[[], None]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # an update has no closure
+        """Set the content."""
+        self.update()
+
+
 class _Training:
     """The objects of a training, whose content is a function of attempt and step."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
         self.model = _Model()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        self.optimizer = _Optimizer(self.model.parameters(), lr=1e-3)
+        for parameter in self.model.parameters():
+            state = self.optimizer.state[parameter]
+            state["step"] = torch.tensor(0.0)
+            state |= {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
         self.fill(0)
 
     def fill(self, step: int) -> None:
-        """Set everything to its content at ``step`` of this attempt."""
+        """Set everything to its content at ``step`` of this attempt, as an optimizer does."""
+        self.optimizer.update = functools.partial(self._fill, step)
+        self.optimizer.step()
+
+    def _fill(self, step: int) -> None:
         place = (self._work.seed, self._work.attempt, step)
         with torch.no_grad():
             self.model.stamp.copy_(torch.tensor(place))
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(torch.from_numpy(tensor_at(*place, name, tuple(parameter.shape))))
                 state = self.optimizer.state[parameter]
-                state["step"] = torch.tensor(float(step))
+                state["step"].fill_(float(step))
                 for moment in _MOMENTS:
                     content = tensor_at(*place, f"{name}.{moment}", tuple(parameter.shape))
-                    state[moment] = torch.from_numpy(content)
+                    state[moment].copy_(torch.from_numpy(content))
 
     def difference(self, step: int) -> str:
         """What, after a restore, is not the content of the checkpoint of ``step``; empty if all is right."""
@@ -151,8 +174,8 @@ class _Life:
         operations: dict[Operation, Callable[[], None]] = {
             "train": self._train,
             "log": self._log_across_segments,
-            "save": self._save_twice,
             "end": self._end,
+            "prune": self._prune,
         }
         if self._work.operation == "resume":
             self._between_gates(self._begin_again)
@@ -163,9 +186,12 @@ class _Life:
             self._train()
             return
         self._log(20)
-        self._save_and_wait()
-        self._between_gates(operations[self._work.operation])
-        if self._work.operation != "end":
+        for _ in range(FLAVOURS[self._work.flavour].saves_before):
+            self._save_and_wait()
+        if self._work.operation == "prune":
+            self._end()
+        self._between_gates(operations.get(self._work.operation, self._save_twice))
+        if self._work.operation not in {"end", "prune"}:
             self._end()
 
     def _between_gates(self, operation: Callable[[], None]) -> None:
@@ -188,15 +214,15 @@ class _Life:
 
     def _begin(self) -> None:
         work = self._work
+        settings = {"max_checkpoints": 3, "compression": work.compression, **FLAVOURS[work.flavour].settings}
         self._run = milepost.start(
             "torture",
             hyperparameters={"seed": work.seed},
             resume="auto",
             root=work.folder,
             tensorboard_dir=None,
-            max_checkpoints=work.max_checkpoints,
-            compression=work.compression,
             capture_code=False,
+            **settings,
         )
         self._say("started", self._run.id)
         point = self._run.resume(self._training.model, self._training.optimizer)
@@ -252,6 +278,14 @@ class _Life:
         if self._work.settle:
             self._run.wait()
             self._say("committed")
+
+    def _prune(self) -> None:
+        """What ``milepost checkpoints prune`` does, in this process, after the run has ended."""
+        from milepost.checkpoint.pruning import prune
+        from milepost.checkpoint.retention import RetentionRule
+
+        folder = Path(self._run.config.checkpoint_dir)
+        prune(folder, self._run.id, RetentionRule(keep_newest=1), lambda change: None)
 
     def _end(self) -> None:
         self._say("end")
