@@ -99,12 +99,8 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_foreign(path: Path, wanted: Callable[[str], bool]) -> tuple[CheckpointInfo, dict[str, Any]]:
+def read_foreign(path: Path) -> tuple[CheckpointInfo, dict[str, Any]]:
     """A file of a foreign format, written by milepost or by somebody else, as record and state.
-
-    Args:
-        path: The file.
-        wanted: Asked for each part (``model``, ``optimizer``, ...) whether to return it.
 
     Raises:
         CorruptDataError: It is damaged.
@@ -116,9 +112,7 @@ def read_foreign(path: Path, wanted: Callable[[str], bool]) -> tuple[CheckpointI
         content = safetensors_file.read(path, file) if kind == "safetensors" else _read_torch(path, file, kind)
     own = content.pop("milepost", None)
     if own is None:
-        return _stranger(path, kind or "pt"), {
-            part: value for part, value in _parts_of_stranger(content).items() if wanted(part)
-        }
+        return _stranger(path, kind or "pt"), _parts_of_stranger(content)
     try:
         tree = json.loads(own["tree"])
         tensors = own["tensors"]
@@ -131,7 +125,7 @@ def read_foreign(path: Path, wanted: Callable[[str], bool]) -> tuple[CheckpointI
         info = replace(info_of(job, Path(job.path), path.stat().st_size), state_bytes=own["state_bytes"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise _damaged(path, f"what milepost wrote about it does not fit ({error})") from None
-    return info, {part: value for part, value in state.items() if wanted(part)}
+    return info, state
 
 
 def _read_torch(path: Path, file: io.BufferedReader, kind: str | None) -> dict[str, Any]:

@@ -1,37 +1,34 @@
 """How does a checkpoint become tensors, with or without live objects to put them into?
 
 ``milepost.load`` gives a plain dict: ``model.load_state_dict(milepost.load(path)["model"])``. ``open_checkpoint`` opens
-a file of milepost's own format and reads single tensors. Restoring a training starts with :func:`load_state`.
+a file of milepost's own format and reads single tensors. Restoring into live objects starts with :func:`open_state`,
+which reads no tensor yet.
 
-**Invariant**: a state is returned whole and verified, or not at all; so a damaged file leaves live objects untouched.
+**Invariant**: ``load`` returns a state whole and verified, or not at all; what it reads into is its own memory.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from milepost.checkpoint.dtypes import DTYPES
 from milepost.checkpoint.naming import map_leaves
 from milepost.checkpoint.reading import CheckpointFile, open_checkpoint
 from milepost.checkpoint.side_file import rank_of
-from milepost.checkpoint.tree import decode_tree, encode_tree
+from milepost.checkpoint.tree import decode_tree
 from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError
 from milepost.core.records import CheckpointInfo
 
 if TYPE_CHECKING:
     import torch
 
-    from milepost.checkpoint.manifest import StoredTensor
-
-__all__ = ["LoadedState", "load", "load_state", "open_checkpoint"]
+__all__ = ["LoadedState", "StoredState", "load", "load_state", "open_checkpoint", "open_state"]
 
 _LEFT_OUT = object()
 _ANOTHER = "use another checkpoint"
@@ -45,11 +42,32 @@ class LoadedState:
     state: dict[str, Any]
 
 
-class _Stored:
-    """Stands for a tensor while it is decided which ones to read."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredState:
+    """An open checkpoint: its record, and its state with a placeholder for each tensor (:mod:`.read_plan`).
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    Attributes:
+        info: The record.
+        state: The state; with real tensors where a foreign format gave them at once.
+        file: What the tensors are read from; None for a foreign format.
+    """
+
+    info: CheckpointInfo
+    state: dict[str, Any]
+    file: CheckpointFile | None
+
+    def read(self, value: Any, device: torch.device | str = "cpu") -> Any:
+        """``value``, a part of the state, with its tensors in memory of their own on ``device``.
+
+        Raises:
+            CorruptDataError: One is damaged; the message names file, tensor and offset.
+        """
+        from milepost.checkpoint.read_plan import ReadPlan
+
+        plan = ReadPlan()
+        real = plan.materialise(value, device)
+        plan.carry_out(self.file)
+        return real
 
 
 def load(
@@ -70,34 +88,45 @@ def load(
         InvalidInputError: The device is not here.
     """
     patterns = (only,) if isinstance(only, str) else None if only is None else tuple(only)
-    target = _device(device)
-    state = load_state(path, patterns=patterns).state
+    state = load_state(path, patterns=patterns, device=_device(device)).state
     if patterns is not None and not state:
         raise NotFoundError(f"nothing in {_file(path)} is called {' or '.join(patterns)}", cure="see the names in it")
-    if target is not None and target.type != "cpu":
-        moved: dict[str, Any] = map_leaves(
-            state, lambda _, leaf: leaf.to(target) if hasattr(leaf, "is_contiguous") else leaf, without=_LEFT_OUT
-        )
-        return moved
     return state
 
 
 def load_state(
     path: str | os.PathLike[str] | CheckpointInfo,
     *,
-    parts: Collection[str] | None = None,
     patterns: Collection[str] | None = None,
+    device: str | torch.device = "cpu",
 ) -> LoadedState:
-    """Read a checkpoint of any format, all of its bytes verified.
+    """Read a checkpoint of any format into new memory, all of its bytes verified.
 
     Args:
         path: The file.
-        parts: Which of its parts (``model``, ``optimizer``, ...); None: all.
         patterns: Names of tensors and values wanted; None: all.
+        device: Where the tensors shall be.
 
     Raises:
         NotFoundError: There is no such file.
         CorruptDataError: It is damaged; the message names file, tensor and offset.
+    """
+    with open_state(path) as stored:
+        wanted = stored.state if patterns is None else _matching(stored.state, patterns)
+        return LoadedState(info=stored.info, state=stored.read(wanted, device))
+
+
+@contextmanager
+def open_state(path: str | os.PathLike[str] | CheckpointInfo, *, copies: Sequence[Path] = ()) -> Iterator[StoredState]:
+    """Open a checkpoint of any format; of milepost's own, no tensor is read yet.
+
+    Args:
+        path: The file.
+        copies: Folders with a second copy of it, from which damaged blocks are taken.
+
+    Raises:
+        NotFoundError: There is no such file.
+        CorruptDataError: It is damaged; the message names file and place.
     """
     from milepost.checkpoint.foreign import foreign_format, read_foreign
 
@@ -105,30 +134,29 @@ def load_state(
     if not file_path.exists():
         raise NotFoundError(f"no checkpoint {str(file_path)!r}", cure="check the path")
     if foreign_format(file_path) is not None:
-        info, state = read_foreign(file_path, lambda part: parts is None or part in parts)
-        return LoadedState(info=info, state=_matching(state, patterns))
+        info, state = read_foreign(file_path)
+        yield StoredState(info=info, state=state, file=None)
+        return
     with open_checkpoint(file_path) as file:
-        outline = _tree(file, _Stored)
-        wanted = _matching({part: value for part, value in outline.items() if parts is None or part in parts}, patterns)
-        tensors = _read(file, wanted)
-        whole = _tree(file, tensors.get)
-        state = _matching({part: whole[part] for part in wanted}, patterns)
-        if patterns is None and (parts is None or "ranks" in parts):
-            state["ranks"] = _ranks(file)
-        return LoadedState(info=file.info, state=state)
+        yield StoredState(info=file.info, state=_outline(file) | {"ranks": _ranks(file)}, file=file)
 
 
 def _file(path: str | os.PathLike[str] | CheckpointInfo) -> Path:
     return path.path if isinstance(path, CheckpointInfo) else Path(os.fspath(path))
 
 
-def _tree(file: CheckpointFile, leaf: Callable[[str], Any]) -> dict[str, Any]:
-    """The state in ``file``, with ``leaf(name)`` for each tensor."""
+def _outline(file: CheckpointFile) -> dict[str, Any]:
+    """The state in ``file``, with a placeholder for each tensor; one that is tied is one."""
+    from milepost.checkpoint.read_plan import Placeholder, placeholder_of
 
-    def by_index(index: int) -> Any:
+    made: dict[int, Placeholder] = {}
+
+    def by_index(index: int) -> Placeholder:
         if not 0 <= index < len(file.names):
             raise CorruptDataError(f"{file.path} refers to tensor {index} of {len(file.names)}", cure=_ANOTHER)
-        return leaf(file.names[index])
+        if index not in made:
+            made[index] = placeholder_of(file.tensors[file.names[index]])
+        return made[index]
 
     state = decode_tree(file.tree, leaf=by_index)
     if not isinstance(state, dict):
@@ -136,45 +164,13 @@ def _tree(file: CheckpointFile, leaf: Callable[[str], Any]) -> dict[str, Any]:
     return state
 
 
-def _matching(state: dict[str, Any], patterns: Collection[str] | None) -> dict[str, Any]:
-    if patterns is None:
-        return state
+def _matching(state: dict[str, Any], patterns: Collection[str]) -> dict[str, Any]:
     found = map_leaves(
         state,
         lambda name, leaf: leaf if any(fnmatchcase(name, pattern) for pattern in patterns) else _LEFT_OUT,
         without=_LEFT_OUT,
     )
     return {} if found is _LEFT_OUT else found
-
-
-def _read(file: CheckpointFile, outline: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors that ``outline`` refers to: each once, by all cores, straight into its memory."""
-    tensors: dict[str, Any] = {}
-    memory: dict[str, Any] = {}
-
-    def note(value: Any) -> int | None:
-        if isinstance(value, np.ndarray) and value.dtype == object:
-            value = value.item()  # what was an array comes as an array around what stands for it
-        if not isinstance(value, _Stored):
-            return None
-        if value.name not in tensors:
-            tensors[value.name], memory[value.name] = _empty(file.tensors[value.name])
-        return 0
-
-    encode_tree(outline, leaf=note)  # knows its way through every container a tree can hold
-    file.read_many_into(memory)
-    return tensors
-
-
-def _empty(stored: StoredTensor) -> tuple[torch.Tensor, Any]:
-    """A tensor of the stored shape, and its memory as bytes."""
-    import torch
-
-    memory = torch.empty(stored.nbytes, dtype=torch.uint8)
-    dtype: torch.dtype = getattr(torch, DTYPES[stored.dtype].name)
-    flat = memory.view(dtype)
-    tensor = flat.view(stored.shape) if stored.stride is None else flat.as_strided(stored.shape, stored.stride)
-    return tensor, memory.numpy()
 
 
 def _ranks(file: CheckpointFile) -> dict[int, Any]:
@@ -186,9 +182,9 @@ def _ranks(file: CheckpointFile) -> dict[int, Any]:
     }
 
 
-def _device(device: str | torch.device | None) -> torch.device | None:
+def _device(device: str | torch.device | None) -> str | torch.device:
     if device is None:
-        return None
+        return "cpu"
     import torch
 
     try:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from milepost.checkpoint.arguments import TrainingObjects
 from milepost.checkpoint.catalog import Scan
-from milepost.checkpoint.loading import LoadedState, load_state
+from milepost.checkpoint.loading import open_state
 from milepost.checkpoint.selection import sound_ones
 from milepost.core.errors import CorruptDataError, InvalidInputError
 from milepost.core.records import LoadReport
 
 __all__ = ["load_into"]
-
-_LOADED = ("model", "optimizer", "scheduler", "scaler", "extra")
 
 
 def load_into(
@@ -30,12 +29,39 @@ def load_into(
     copies: Sequence[Path] = (),
 ) -> LoadReport:
     """Put the checkpoint ``path`` into ``objects``, bit for bit; what is raised is said at ``load_checkpoint``."""
-    from milepost.checkpoint.restore import restore
+    notes = _device_notes(device)
+    load = partial(_load, objects=objects, strict=strict, only=only, copies=copies)
+    try:
+        return load(path, notes=notes)
+    except CorruptDataError as error:
+        damage = error
+    notes = [*notes, f"{path.name} is damaged and was left out ({damage.what})"]
+    for info in sound_ones(found, path):
+        if not fallback:
+            raise CorruptDataError(
+                damage.what, cure=f"load {info.filename!r} (step {info.step}) instead, or pass fallback=True"
+            ) from damage
+        try:
+            return load(info.path, notes=[*notes, f"{info.filename} was loaded instead"])
+        except CorruptDataError as error:
+            notes.append(f"{info.filename} is damaged and was left out ({error.what})")
+    raise damage
 
-    parts = {part for part in _LOADED if getattr(objects, part) is not None} | {"parameters"}
-    loaded, notes = _load(path, found, parts, fallback=fallback)
-    restored = restore(loaded.state, objects, strict=strict)
-    info = loaded.info
+
+def _load(
+    path: Path,
+    *,
+    objects: TrainingObjects,
+    strict: bool,
+    only: Collection[str] | None,
+    copies: Sequence[Path],
+    notes: Sequence[str],
+) -> LoadReport:
+    from milepost.checkpoint.restore import restore_stored
+
+    with open_state(path, copies=copies) as stored:
+        restored = restore_stored(stored, objects, strict=strict, only=only)
+    info = stored.info
     return LoadReport(
         info=info,
         step=info.step,
@@ -43,27 +69,8 @@ def load_into(
         metrics=info.metrics,
         missing=restored.missing,
         unexpected=restored.unexpected,
-        notes=(*notes, *_device_notes(device), *restored.notes),
+        notes=(*notes, *restored.notes),
     )
-
-
-def _load(path: Path, found: Scan, parts: set[str], *, fallback: bool) -> tuple[LoadedState, list[str]]:
-    """The state meant, or the newest sound one instead, with the sentences that say so."""
-    try:
-        return load_state(path, parts=parts), []
-    except CorruptDataError as error:
-        damage = error
-    notes = [f"{path.name} is damaged and was left out ({damage.what})"]
-    for info in sound_ones(found, path):
-        if not fallback:
-            raise CorruptDataError(
-                damage.what, cure=f"load {info.filename!r} (step {info.step}) instead, or pass fallback=True"
-            ) from damage
-        try:
-            return load_state(info.path, parts=parts), [*notes, f"{info.filename} was loaded instead"]
-        except CorruptDataError as error:
-            notes.append(f"{info.filename} is damaged and was left out ({error.what})")
-    raise damage
 
 
 def _device_notes(device: Any) -> list[str]:

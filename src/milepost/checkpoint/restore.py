@@ -1,7 +1,9 @@
 """How does a saved state come back into live objects, bit for bit?
 
-In place: the model's tensors, the optimizer's state and the caller's objects stay the same objects. Everything is
-compared first (names, shapes, dtypes, groups); if something does not fit, nothing was changed.
+In place: the model's tensors, the optimizer's state and the caller's objects stay the same objects. One walk over the
+parts compares everything (names, shapes, dtypes, groups) and plans what is to be read; if something does not fit,
+nothing was changed. Then the tensors are read, straight into the live ones. What is no tensor (groups of the optimizer,
+schedulers, counters) is set last: should a damaged block be found while reading, that is still as it was.
 
 :func:`restore` changes what it is given and nothing else. Random numbers and data position belong to the process and
 come back only through :func:`restore_training_position`, which :func:`resume_objects` calls last.
@@ -9,25 +11,32 @@ come back only through :func:`restore_training_position`, which :func:`resume_ob
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
+from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from milepost.checkpoint.arguments import TrainingObjects, is_optimizer
-from milepost.checkpoint.loading import LoadedState, load_state
-from milepost.checkpoint.model_state import named_tensors, restore_model, write_into
-from milepost.checkpoint.optimizer_state import check_optimizer, parameter_labels, restore_optimizer
+from milepost.checkpoint.fit import Fit
+from milepost.checkpoint.loading import StoredState, open_state
+from milepost.checkpoint.model_state import named_modules, named_tensors
+from milepost.checkpoint.naming import named_leaves
+from milepost.checkpoint.optimizer_restore import check_optimizer, plan_optimizer, selected
+from milepost.checkpoint.optimizer_state import parameter_labels
 from milepost.checkpoint.position import restore_position
+from milepost.checkpoint.read_plan import ReadPlan, TensorFile
 from milepost.checkpoint.rng import restore_generator, restore_rng
 from milepost.checkpoint.state import facts_of, is_generator, outside_model, parameter_names
-from milepost.core.errors import InvalidInputError
+from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError, StorageError
 from milepost.core.records import CheckpointInfo
 
-__all__ = ["Restored", "ResumeReport", "restore", "restore_training_position", "resume_objects"]
+__all__ = ["Restored", "ResumeReport", "restore", "restore_stored", "restore_training_position", "resume_objects"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,61 +62,201 @@ class ResumeReport:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Targets:
-    model: nn.Module | None
-    optimizer: Any
-    scheduler: Any
-    scaler: Any
-    extra: Mapping[str, Any]
-    names: Mapping[int, str]
-
-
-def restore(state: Mapping[str, Any], objects: TrainingObjects, *, strict: bool = True) -> Restored:
+def restore(
+    state: Mapping[str, Any],
+    objects: TrainingObjects,
+    *,
+    strict: bool = True,
+    wanted: Callable[[str], bool] | None = None,
+    frozen: Sequence[str] = (),
+    file: TensorFile | None = None,
+) -> Restored:
     """Put ``state`` into the objects given.
 
     Args:
-        state: As :func:`milepost.checkpoint.state.capture` made it, with its tensors on any device.
+        state: As :func:`milepost.checkpoint.state.capture` made it, with its tensors on any device, or with
+            placeholders for tensors of ``file``.
         objects: Tensors are written in place; the optimizer is matched by the names of the model's parameters, by
             order if no model is given. The loader is left alone.
-        strict: Refuse missing and unexpected names, and parts that were not saved; else take what fits.
+        strict: Refuse missing and unexpected names, other shapes, and parts that were not saved; else take what fits.
+        wanted: Says by its name whether a value is to be restored; the rest stays as it is. None: everything.
+        frozen: Names in the model that may be missing.
+        file: What the placeholders are read from.
 
     Raises:
         InvalidInputError: It does not fit; nothing was changed.
         InvalidCallError: An object is of the wrong type.
+        CorruptDataError: A tensor in ``file`` is damaged; the message says that tensors before it were written.
     """
     objects.check(needs_model=False)
-    targets = _Targets(
-        **{part: getattr(objects, part) for part in ("model", "optimizer", "scheduler", "scaler")},
-        extra=objects.extra or {},
-        names=parameter_names(objects.model, objects.extra),
-    )
-    model = targets.model
-    notes = _check_parts(state, targets, strict=strict)
-    restored = _check_model(model, state.get("model", {}), strict=strict) if model is not None else Restored()
-    notes += _check_optimizers(state, targets, strict=strict)
-    _write(state, targets)
-    return Restored(missing=restored.missing, unexpected=restored.unexpected, notes=(*notes, *restored.notes))
+    restoration = _Restoration(state, objects, Fit(strict=strict, frozen=frozen), wanted)
+    restoration.plan_all()
+    restoration.fit.require()
+    restoration.fit.lossy += restoration.reading.lossy
+    try:
+        restoration.reading.carry_out(file)
+    except (CorruptDataError, StorageError) as error:
+        raise type(error)(f"{error.what}; the objects are partly loaded", cure=error.cure, kind=error.kind) from error
+    for finish in restoration.finishing:
+        finish()
+    fit = restoration.fit
+    return Restored(missing=tuple(fit.missing), unexpected=tuple(fit.unexpected), notes=fit.sentences())
 
 
-def _check_parts(state: Mapping[str, Any], targets: _Targets, *, strict: bool) -> list[str]:
-    wanted = {"model": targets.model, "optimizer": targets.optimizer}
-    wanted |= {"scheduler": targets.scheduler, "scaler": targets.scaler}
-    absent = [part for part, target in wanted.items() if target is not None and part not in state]
-    absent += [f"extra.{key}" for key in targets.extra if key not in state.get("extra", {})]
-    if absent and strict:
-        raise InvalidInputError(
-            f"the checkpoint holds no {', no '.join(absent)}",
-            cure=f"it holds {', '.join(state)}; leave the others out, or load with strict=False",
+def restore_stored(
+    stored: StoredState, objects: TrainingObjects, *, strict: bool = True, only: Collection[str] | None = None
+) -> Restored:
+    """:func:`restore` from an open checkpoint.
+
+    Args:
+        stored: The checkpoint.
+        objects: What to write into.
+        strict: As for :func:`restore`.
+        only: Patterns of names to restore; None: everything.
+
+    Raises:
+        NotFoundError: Nothing in it matches ``only``.
+    """
+    wanted = None if only is None else partial(_matches, only)
+    if wanted is not None and not any(wanted(name) for name, _ in named_leaves(stored.state)):
+        raise NotFoundError(
+            f"nothing in {stored.info.filename} is called {' or '.join(only or ())}", cure="see the names in it"
         )
-    notes = [f"{part} was not saved and stays as it is" for part in absent]
-    for key, value in targets.extra.items():
-        if not _can_restore(value):
+    frozen = stored.state.get("facts", {}).get("frozen", ()) if stored.info.include == "trainable" else ()
+    return restore(stored.state, objects, strict=strict, wanted=wanted, frozen=frozen, file=stored.file)
+
+
+def _matches(patterns: Collection[str], name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+class _Restoration:
+    """One walk over what was saved and what is there.
+
+    Attributes:
+        fit: How they differ.
+        reading: The tensors to read.
+        finishing: What sets everything else, to be called in this order when they were read.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Any], objects: TrainingObjects, fit: Fit, wanted: Callable[[str], bool] | None
+    ) -> None:
+        self.fit = fit
+        self.reading = ReadPlan()
+        self.finishing: list[Callable[[], None]] = []
+        self._state = state
+        self._objects = objects
+        self._extra = objects.extra or {}
+        self._saved_extra: Mapping[str, Any] = state.get("extra", {})
+        self._whole = wanted is None
+        self._wanted = wanted or (lambda _: True)
+        self._names = parameter_names(objects.model, objects.extra)
+
+    def plan_all(self) -> None:
+        """Compare and plan every part."""
+        self._compare_parts()
+        if self._objects.model is not None and "model" in self._state:
+            self._plan_module(self._objects.model, self._state["model"], "model")
+        if self._objects.optimizer is not None:
+            self._plan_outside(self._state.get("parameters", {}))
+            self._plan_optimizer(self._objects.optimizer, self._state.get("optimizer"), "optimizer")
+        for part in ("scheduler", "scaler"):
+            target = getattr(self._objects, part)
+            if target is not None and part in self._state:
+                self._plan_object(target, self._state[part], part)
+        for key, value in self._extra.items():
+            if key in self._saved_extra:
+                self._plan_extra(value, self._saved_extra[key], f"extra.{key}")
+
+    def _compare_parts(self) -> None:
+        parts = ("model", "optimizer", "scheduler", "scaler")
+        absent = [part for part in parts if getattr(self._objects, part) is not None and part not in self._state]
+        absent += [f"extra.{key}" for key in self._extra if key not in self._saved_extra]
+        if absent and self.fit.strict and self._whole:
             raise InvalidInputError(
-                f"extra {key!r} is a {type(value).__name__}, which cannot be changed in place",
-                cure="read it with milepost.load(path)['extra'], or give an object with load_state_dict",
+                f"the checkpoint holds no {', no '.join(absent)}",
+                cure=f"it holds {', '.join(self._state)}; leave the others out, or load with strict=False",
             )
-    return notes
+        self.fit.notes += (f"{part} was not saved and stays as it is" for part in absent)
+        for key, value in self._extra.items():
+            if not _can_restore(value):
+                raise InvalidInputError(
+                    f"extra {key!r} is a {type(value).__name__}, which cannot be changed in place",
+                    cure="read it with milepost.load(path)['extra'], or give an object with load_state_dict",
+                )
+
+    def _plan_module(self, module: nn.Module, saved: Mapping[str, Any], place: str) -> None:
+        live = {name: tensor for name, tensor in named_tensors(module) if self._wanted(f"{place}.{name}")}
+        states = {name: value for name, value in saved.items() if name.endswith("_extra_state")}
+        tensors = {
+            name: value
+            for name, value in saved.items()
+            if isinstance(value, Tensor) and name not in states and self._wanted(f"{place}.{name}")
+        }
+        shown = str if place == "model" else partial("{}.{}".format, place)
+        self.fit.names(live, tensors, shown)
+        planned: set[int] = set()
+        for name, target in live.items():
+            if name in tensors and id(target) not in planned:
+                self._plan_tensor(f"{place}.{name}", target, tensors[name])
+                planned.add(id(target))
+        for path, inner in named_modules(module):
+            name = f"{path}._extra_state".removeprefix(".")
+            if name in states and self._wants_part(states[name], f"{place}.{name}"):
+                self._finish(inner.set_extra_state, self.reading.materialise(states[name]))
+
+    def _plan_tensor(self, name: str, target: Tensor, saved: Tensor) -> None:
+        if self.fit.tensor(name, target, saved):
+            self.reading.write(target, saved)
+
+    def _plan_outside(self, saved: Mapping[str, Any]) -> None:
+        for label, tensor in outside_model(self._objects.optimizer, self._names).items():
+            if label in saved and self._wanted(f"parameters.{label}"):
+                self._plan_tensor(label, tensor, saved[label])
+
+    def _plan_optimizer(self, optimizer: Any, saved: Mapping[str, Any] | None, place: str) -> None:
+        if saved is None or not self._wants_part(saved, place):
+            return
+        if not self._whole:
+            saved = selected(saved, self._wanted, place)
+        labels = self._labels(optimizer, saved, place)
+        unfit = check_optimizer(optimizer, saved, labels, self.fit)
+        self.finishing.append(plan_optimizer(optimizer, saved, labels, self.reading, unfit=unfit, whole=self._whole))
+
+    def _labels(self, optimizer: Any, saved: Mapping[str, Any], place: str) -> Sequence[Sequence[str]]:
+        """Names of the live parameters; where no model tells them, the saved names in the saved order."""
+        by_order = [list(group.get("param_names", ())) for group in saved["param_groups"]]
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        if self._objects.model is None and [len(labels) for labels in by_order] == sizes:
+            return by_order
+        return parameter_labels(optimizer, self._names, place)
+
+    def _plan_extra(self, value: Any, saved: Any, place: str) -> None:
+        if isinstance(value, nn.Module):
+            self._plan_module(value, saved, place)
+        elif is_optimizer(value):
+            self._plan_optimizer(value, saved, place)
+        elif isinstance(value, Tensor):
+            if self._wanted(place):
+                self._plan_tensor(place, value, saved)
+        elif self._wants_part(saved, place):
+            if is_generator(value) or isinstance(value, (dict, list)):
+                self._finish(partial(_replace_content, value), self.reading.materialise(saved))
+            else:
+                self._plan_object(value, saved, place)
+
+    def _plan_object(self, value: Any, saved: Any, place: str) -> None:
+        if self._wants_part(saved, place):
+            real = self.reading.materialise(saved)
+            self.finishing.append(lambda: value.load_state_dict(_like(value.state_dict(), real)))
+
+    def _wants_part(self, saved: Any, place: str) -> bool:
+        """Whether anything in a part is wanted that comes back as a whole or not at all."""
+        return self._whole or any(map(self._wanted, (place, *(name for name, _ in named_leaves(saved, place)))))
+
+    def _finish(self, action: Callable[[Any], Any], value: Any) -> None:
+        self.finishing.append(lambda: action(value))
 
 
 def _can_restore(value: Any) -> bool:
@@ -116,105 +265,14 @@ def _can_restore(value: Any) -> bool:
     return hasattr(value, "load_state_dict")
 
 
-def _check_model(model: nn.Module, saved: Mapping[str, Any], *, strict: bool, place: str = "model") -> Restored:
-    live = dict(named_tensors(model))
-    values = {name for name, value in saved.items() if isinstance(value, Tensor) and not name.endswith("_extra_state")}
-    missing = tuple(name for name in live if name not in saved)
-    unexpected = tuple(name for name in saved if name in values and name not in live)
-    if strict and (missing or unexpected):
-        raise InvalidInputError(
-            f"{place} and checkpoint differ: {_some('missing', missing)}{_some('unexpected', unexpected)}".rstrip("; "),
-            cure="build the model as it was when it was saved, or load with strict=False",
-        )
-    notes = []
-    for name, target in live.items():
-        if name not in saved:
-            continue
-        source = saved[name]
-        if tuple(source.shape) != tuple(target.shape):
-            raise InvalidInputError(
-                f"{place}.{name} has shape {tuple(target.shape)}, the checkpoint {tuple(source.shape)}",
-                cure="build the model as it was when it was saved",
-            )
-        if source.dtype != target.dtype:
-            notes.append(f"{place}.{name} was saved as {source.dtype} and became {target.dtype}")
-    return Restored(missing=missing, unexpected=unexpected, notes=tuple(notes[:3] + _rest(notes)))
-
-
-def _rest(notes: list[str]) -> list[str]:
-    return [f"and {len(notes) - 3} more tensors changed their dtype"] if len(notes) > 3 else []
-
-
-def _some(what: str, names: tuple[str, ...]) -> str:
-    if not names:
-        return ""
-    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); "
-
-
-def _check_optimizers(state: Mapping[str, Any], targets: _Targets, *, strict: bool) -> list[str]:
-    notes: list[str] = []
-    for place, optimizer, saved in _optimizers(state, targets):
-        labels = _labels(optimizer, saved, targets, place)
-        notes += check_optimizer(optimizer, saved, labels, strict=strict)
-    if targets.optimizer is not None:
-        for label, tensor in outside_model(targets.optimizer, targets.names).items():
-            saved_tensor = state.get("parameters", {}).get(label)
-            if saved_tensor is not None and saved_tensor.shape != tensor.shape:
-                raise InvalidInputError(f"{label} has another shape than in the checkpoint", cure="build it as saved")
-    for key, value in targets.extra.items():
-        if isinstance(value, nn.Module) and key in state.get("extra", {}):
-            notes += _check_model(value, state["extra"][key], strict=strict, place=f"extra.{key}").notes
-    return notes
-
-
-def _optimizers(state: Mapping[str, Any], targets: _Targets) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    if targets.optimizer is not None and "optimizer" in state:
-        yield "optimizer", targets.optimizer, state["optimizer"]
-    for key, value in targets.extra.items():
-        if is_optimizer(value) and key in state.get("extra", {}):
-            yield f"extra.{key}", value, state["extra"][key]
-
-
-def _labels(optimizer: Any, saved: Mapping[str, Any], targets: _Targets, place: str) -> list[list[str]]:
-    """Names of the live parameters; where no model tells them, the saved names in the saved order."""
-    by_order = [list(group.get("param_names", ())) for group in saved["param_groups"]]
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    if targets.model is None and [len(labels) for labels in by_order] == sizes:
-        return by_order
-    return parameter_labels(optimizer, targets.names, place)
-
-
-def _write(state: Mapping[str, Any], targets: _Targets) -> None:
-    if targets.model is not None:
-        restore_model(targets.model, state.get("model", {}))
-    if targets.optimizer is not None:
-        for label, tensor in outside_model(targets.optimizer, targets.names).items():
-            if label in state.get("parameters", {}):
-                write_into(tensor, state["parameters"][label])
-    for place, optimizer, saved in _optimizers(state, targets):
-        restore_optimizer(optimizer, saved, _labels(optimizer, saved, targets, place))
-    for part, target in (("scheduler", targets.scheduler), ("scaler", targets.scaler)):
-        if target is not None and part in state:
-            target.load_state_dict(_like(target.state_dict(), state[part]))
-    for key, value in targets.extra.items():
-        if key in state.get("extra", {}) and not is_optimizer(value):
-            _restore_extra(value, state["extra"][key])
-
-
-def _restore_extra(value: Any, saved: Any) -> None:
-    if isinstance(value, nn.Module):
-        restore_model(value, saved)
-    elif is_generator(value):
+def _replace_content(value: Any, saved: Any) -> None:
+    if is_generator(value):
         restore_generator(value, saved)
     elif isinstance(value, dict):
         value.clear()
         value.update(saved)
-    elif isinstance(value, list):
-        value[:] = saved
-    elif isinstance(value, Tensor):
-        write_into(value, saved)
     else:
-        value.load_state_dict(_like(value.state_dict(), saved))
+        value[:] = saved
 
 
 def _like(live: Any, saved: Any) -> Any:
@@ -256,7 +314,7 @@ def restore_training_position(state: Mapping[str, Any], loader: Any = None, *, r
 
 
 def resume_objects(
-    source: LoadedState | str | PathLike[str],
+    path: str | PathLike[str] | CheckpointInfo,
     model: nn.Module,
     optimizer: Any = None,
     scheduler: Any = None,
@@ -265,20 +323,34 @@ def resume_objects(
     loader: Any = None,
     extra: Mapping[str, Any] | None = None,
     rank: int = 0,
+    copies: Sequence[Path] = (),
 ) -> ResumeReport:
     """Restore everything, random numbers and data position included, so that training goes on as if never stopped.
 
+    Args:
+        path: The checkpoint.
+        model: Its tensors are written in place, like those of the objects after it (:class:`TrainingObjects`).
+        optimizer: Matched by the names of the model's parameters.
+        scheduler: Gets its state by ``load_state_dict``.
+        scaler: Likewise.
+        loader: The loader of the loop that follows.
+        extra: Named objects, as at the save.
+        rank: Whose random numbers and data position to take.
+        copies: Folders with a second copy of the file, from which damaged blocks are taken.
+
     Raises:
         InvalidInputError: It does not fit; nothing was changed.
-        CorruptDataError: The file is damaged; nothing was changed.
+        CorruptDataError: The file is damaged. If the message says so, tensors were written before it was found.
         NotFoundError: There is no such file.
     """
-    loaded = source if isinstance(source, LoadedState) else load_state(source)
     objects = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, extra=extra)
-    restored = restore(loaded.state, objects)
-    notes = [*restored.notes, *_differing_facts(loaded.state.get("facts", {}), facts_of(objects))]
-    notes += restore_training_position(loaded.state, loader, rank=rank)
-    return ResumeReport(info=loaded.info, notes=tuple(notes))
+    with open_state(path, copies=copies) as stored:
+        parts = {part: stored.state[part] for part in ("rng", "loader", "ranks") if part in stored.state}
+        position = stored.read(parts)  # before anything is changed
+        restored = restore_stored(stored, objects)
+        notes = [*restored.notes, *_differing_facts(stored.state.get("facts", {}), facts_of(objects))]
+    notes += restore_training_position(position, loader, rank=rank)
+    return ResumeReport(info=stored.info, notes=tuple(notes))
 
 
 def _differing_facts(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
