@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from torture.flavours import FLAVOURS
 from torture.lanes import RESULTS
-from torture.levels import Outcome, order_of_operations, random_kills, rotten_bits, summary, sweep_operation
+from torture.levels import Outcome, equality, order_of_operations, random_kills, rotten_bits, summary, sweep_operation
 
 _OPERATIONS = ("log", "end", "resume", *FLAVOURS)
 _PROCESSES = ("trainer", "companion", "both")
@@ -59,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     order = commands.add_parser("order", parents=[shared], help="check the order of writes, syncs and renames")
     order.set_defaults(run=lambda given: [order_of_operations(keep=given.keep)])
 
+    same = commands.add_parser("equality", parents=[shared], help="change the state right behind a save")
+    same.add_argument("--rounds", type=int, default=2000)
+    same.add_argument("--snapshot", choices=("copy", "overlap"), action="append", help="default: both")
+    same.add_argument("--folder", help="where the checkpoints go; a folder in memory makes more rounds")
+    same.set_defaults(run=_equality)
+
     rot = commands.add_parser("rot", parents=[shared], help="flip bits in stored files")
     rot.add_argument("--flips", type=int, default=1000)
     rot.set_defaults(run=lambda given: [rotten_bits(given.flips, given.seed)])
@@ -81,6 +87,13 @@ def _random(given: argparse.Namespace) -> list[Outcome]:
         return [random_kills(1, given.replay, lanes=1, keep=True)]
     print(f"seed {given.seed}")
     return [random_kills(given.kills, given.seed, lanes=given.lanes, keep=given.keep)]
+
+
+def _equality(given: argparse.Namespace) -> list[Outcome]:
+    return [
+        equality(given.rounds, snapshot, given.seed, lanes=given.lanes, folder=given.folder)
+        for snapshot in given.snapshot or ("copy", "overlap")
+    ]
 
 
 def _planted(given: argparse.Namespace) -> list[Outcome]:

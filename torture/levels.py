@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torture import planted
 from torture.checker import check_apart, run_apart
 from torture.claims import Claims
 from torture.kills import KILLS_PER_STORE, StoreResult, torture_store
@@ -25,7 +26,7 @@ from torture.subject import Subject, Target
 from torture.sweep import KillPoint, count_calls, kill_at, points
 from torture.worker import Operation, Work
 
-__all__ = ["Outcome", "order_of_operations", "random_kills", "rotten_bits", "sweep_operation"]
+__all__ = ["Outcome", "equality", "order_of_operations", "random_kills", "rotten_bits", "sweep_operation"]
 
 _PATIENCE = 90.0
 #: Written after what it points at was delivered; an old or absent cursor only delivers again.
@@ -163,6 +164,37 @@ def _record(keep: bool) -> tuple[int, list[str]]:
     if not keep:
         shutil.rmtree(folder)
     return len(operations), problems
+
+
+def equality(rounds: int, snapshot: str, seed: int, *, lanes: int = 2, folder: str | None = None) -> Outcome:
+    """Save, change everything at once, load, compare; one lane per core, each with rounds of its own."""
+    begun = time.monotonic()
+    outcome = Outcome(f"equality, snapshot={snapshot!r}")
+    tasks = [(-(-rounds // lanes), snapshot, seed + lane, folder) for lane in range(lanes)]
+    discarded: Counter[str] = Counter()
+    for answer in spread(_equal, tasks, lanes):
+        if isinstance(answer, str):
+            outcome.problems.append(answer)
+            continue
+        outcome.tried += answer["rounds"]
+        outcome.problems += answer["problems"]
+        discarded.update(answer["discarded"])
+    outcome.facts = {f"discarded after {name}": count for name, count in sorted(discarded.items())}
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def _equal(task: tuple[int, Any, int, str | None]) -> Any:
+    return run_apart(partial(_equal_apart, task))
+
+
+def _equal_apart(task: tuple[int, Any, int, str | None]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from torture.equality import equal_after
+
+    planted.plant_in_trainer()
+    return asdict(equal_after(*task))
 
 
 def rotten_bits(flips: int, seed: int) -> Outcome:
