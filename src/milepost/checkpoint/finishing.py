@@ -1,7 +1,7 @@
 """What has to happen to a staged snapshot, and in which order?
 
-Commit, list, report, read back, note, let older ones go. The companion and :class:`InlineWriter` run the same function;
-it needs no torch.
+Commit, list, report, read back, note, copy to the second folder, let older ones go. The companion and
+:class:`InlineWriter` run the same function; it needs no torch.
 
 **Invariants**: ``committed`` is reported when the file is complete and survives power loss, so whoever waits, waits no
 longer. Nothing older goes before this one, or a newer one, was read back whole.
@@ -19,13 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milepost.checkpoint.catalog import mark_verified, refresh, scan, sidecar_of
+from milepost.checkpoint.backup import copy_checkpoint
+from milepost.checkpoint.catalog import mark_verified, refresh, scan
 from milepost.checkpoint.commit import commit, remove_stale_temporaries, verify
 from milepost.checkpoint.foreign import verify_foreign
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.listing import info_of
-from milepost.checkpoint.retention import RetentionRule, decide
+from milepost.checkpoint.pruning import prune
+from milepost.checkpoint.retention import RetentionRule
 from milepost.checkpoint.side_file import RANK_FORMAT, rank_of
+from milepost.core.errors import StorageError
 from milepost.core.events import CheckpointChanged
 from milepost.core.records import CheckpointInfo
 from milepost.core.saying import logger
@@ -55,10 +58,11 @@ def finish_save(
         job: What to write. A job of format ``"rank"`` is one small file: written, nothing reported, nothing listed.
         arena: The snapshot; not needed any more once ``committed`` was reported.
         rule: What is kept.
+        report: Told ``committed`` (``reason`` names ranks whose state is missing), ``verified`` (a second time if there
+            is no second copy; ``reason`` says why), ``demoted`` and ``removed``.
         habits: What the writing side learnt from the saves before; None: learn nothing.
         hurry: Whether what is left should be stored the fastest way, because the training is gone.
         backup: A second folder that gets a copy once the checkpoint is verified.
-        report: Told ``committed`` (``reason`` names ranks whose state is missing), ``verified`` and ``removed``.
 
     Returns:
         The checkpoint as listed.
@@ -80,7 +84,9 @@ def finish_save(
     _read_back(path, job.format)
     mark_verified(path)
     report(_change("verified", info))
-    _let_go(job, rule, report)
+    if backup is not None:
+        _copy(info, backup, report)
+    prune(path.parent, job.experiment_id, rule, report, backup=backup, verified={path.name})
     return replace(info, verified=True)
 
 
@@ -116,6 +122,15 @@ def _read_back(path: Path, kind: str) -> None:
         verify_foreign(path)
 
 
+def _copy(info: CheckpointInfo, backup: Path, report: Callable[[CheckpointChanged], None]) -> None:
+    """A second copy that cannot be made is no failed save: the checkpoint is there, and verified."""
+    try:
+        copy_checkpoint(info, backup)
+    except StorageError as error:
+        logger.warning("%s has no second copy: %s", info.path, error)
+        report(_change("verified", info, f"there is no second copy of it: {error}"))
+
+
 def _change(action: str, info: CheckpointInfo, reason: str = "") -> CheckpointChanged:
     content = info.to_fields() if action == "committed" else {}
     return CheckpointChanged(step=info.step, action=action, filename=info.filename, reason=reason, info=content)  # type: ignore[arg-type]
@@ -127,26 +142,3 @@ def _wait_for(files: list[Path]) -> list[Path]:
     while not all(file.exists() for file in files) and time.monotonic() < deadline:
         time.sleep(0.02)
     return [file for file in files if file.exists()]
-
-
-def _let_go(job: SaveJob, rule: RetentionRule, report: Callable[[CheckpointChanged], None]) -> None:
-    folder = Path(job.path).parent
-    found = refresh(folder, verified={Path(job.path).name})
-    own = [info for info in found.infos if info.experiment_id == job.experiment_id]
-    removed = 0
-    for decision in decide(own, rule):
-        if decision.keep:
-            continue
-        try:
-            decision.info.path.unlink()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            logger.warning("%s stays, though %s: %s", decision.info.path, decision.reason, error)
-            continue
-        with suppress(OSError):
-            sidecar_of(decision.info.path).unlink()
-        report(_change("removed", decision.info, decision.reason))
-        removed += 1
-    if removed:
-        refresh(folder)

@@ -161,13 +161,14 @@ class CheckpointChanged:
     """Something happened to a checkpoint of this run.
 
     ``action``: ``staged`` (the copy is safe from the death of the trainer), ``committed`` (complete, fsynced, listed),
-    ``verified`` (read back and decoded), ``failed``, ``removed`` (by retention; ``reason`` says which rule).
-    ``info`` holds the fields of :class:`milepost.core.records.CheckpointInfo` for ``committed``.
+    ``verified`` (read back and decoded), ``failed``, ``removed`` (by retention; ``reason`` says which rule), ``demoted``
+    (likewise: only the model is left of it). ``info`` holds the fields of
+    :class:`milepost.core.records.CheckpointInfo` for ``committed`` and ``demoted``.
     """
 
     kind: ClassVar[int] = 11
     step: int | None
-    action: Literal["staged", "committed", "verified", "failed", "removed"]
+    action: Literal["staged", "committed", "verified", "failed", "removed", "demoted"]
     filename: str
     reason: str = ""
     info: dict[str, Any] = field(default_factory=dict)

@@ -249,7 +249,7 @@ class _Fold:
 
     def _checkpoint(self, event: CheckpointChanged) -> None:
         checkpoints = self._history.checkpoints
-        if event.action == "committed":
+        if event.action in {"committed", "demoted"}:
             checkpoints[event.filename] = dict(event.info)
         elif event.action == "verified" and event.filename in checkpoints:
             checkpoints[event.filename]["verified"] = True
