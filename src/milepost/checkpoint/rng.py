@@ -59,7 +59,7 @@ def _restore_cuda(saved: list[bytes]) -> tuple[str, ...]:
 
 
 def capture_generator(generator: Any) -> dict[str, Any]:
-    """State of a ``torch.Generator``, ``numpy.random.Generator`` or ``random.Random`` of the user.
+    """State of a generator of the user: torch's, one of NumPy's two kinds, or ``random.Random``.
 
     Raises:
         InvalidInputError: It is none of them.
@@ -72,9 +72,11 @@ def capture_generator(generator: Any) -> dict[str, Any]:
         return {"kind": "python", "state": _python_state(generator.getstate())}
     if hasattr(generator, "bit_generator"):
         return {"kind": "numpy", "state": generator.bit_generator.state}
+    if type(generator).__name__ == "RandomState":
+        return {"kind": "numpy-legacy", "state": generator.get_state(legacy=False)}
     raise InvalidInputError(
         f"a generator of type {type(generator).__name__} has no state that is known",
-        cure="use torch.Generator, numpy.random.Generator or random.Random",
+        cure="use torch.Generator, numpy.random.Generator, numpy.random.RandomState or random.Random",
     )
 
 
@@ -94,6 +96,8 @@ def restore_generator(generator: Any, saved: dict[str, Any]) -> None:
         generator.set_state(_tensor_of(saved["state"]))
     elif kind == "python":
         generator.setstate(_python_tuple(saved["state"]))
+    elif kind == "numpy-legacy":
+        generator.set_state(saved["state"])
     else:
         generator.bit_generator.state = saved["state"]
 

@@ -116,7 +116,7 @@ def outside_model(optimizer: Any, names: Mapping[int, str]) -> dict[str, Tensor]
 
 def is_generator(value: Any) -> bool:
     """Whether ``value`` is a random number generator of torch, NumPy or Python."""
-    return isinstance(value, (torch.Generator, np.random.Generator, random.Random))
+    return isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random))
 
 
 def _capture_extra(value: Any, names: Mapping[int, str], place: str) -> Any:

@@ -71,13 +71,14 @@ class Resumption:
             InvalidInputError: Something cannot be saved, or does not fit the checkpoint.
             CorruptDataError: There are checkpoints and none is sound.
         """
-        from milepost.checkpoint.position import position_note
+        from milepost.checkpoint.position import position_note, track
         from milepost.checkpoint.restore import resume_objects
         from milepost.checkpoint.snapshot import walk
         from milepost.checkpoint.state import capture
 
         objects = {"scaler": scaler, "loader": loader, "extra": extra}
         walk(capture(model, optimizer, scheduler, **objects))
+        track(loader)
         note = position_note(loader)
         notes = [note] if note is not None else []
         candidates, damaged = ([], None) if self.fresh else self._candidates(checkpointer)
