@@ -56,6 +56,17 @@ class StoredState:
     state: dict[str, Any]
     file: CheckpointFile | None
 
+    def require_base(self) -> None:
+        """Open the keyframe that the file holds differences to, if there is one.
+
+        Raises:
+            CorruptDataError: It is not there, or damaged.
+        """
+        try:
+            _ = self.file.base if self.file is not None else None
+        except NotFoundError as error:
+            raise CorruptDataError(error.what, cure=error.cure, kind="missing-keyframe") from None
+
     def read(self, value: Any, device: torch.device | str = "cpu") -> Any:
         """``value``, a part of the state, with its tensors in memory of their own on ``device``.
 
@@ -131,13 +142,13 @@ def open_state(path: str | os.PathLike[str] | CheckpointInfo, *, copies: Sequenc
     from milepost.checkpoint.foreign import foreign_format, read_foreign
 
     file_path = _file(path)
-    if not file_path.exists():
-        raise NotFoundError(f"no checkpoint {str(file_path)!r}", cure="check the path")
     if foreign_format(file_path) is not None:
+        if not file_path.exists():
+            raise NotFoundError(f"no checkpoint {str(file_path)!r}", cure="check the path")
         info, state = read_foreign(file_path)
         yield StoredState(info=info, state=state, file=None)
         return
-    with open_checkpoint(file_path) as file:
+    with open_checkpoint(file_path, copies=copies) as file:
         yield StoredState(info=file.info, state=_outline(file) | {"ranks": _ranks(file)}, file=file)
 
 

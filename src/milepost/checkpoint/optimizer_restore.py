@@ -130,6 +130,7 @@ def plan_optimizer(
     fillable = not whole or all(
         optimizer.state.get(parameter, {}).keys() == exact.get(label, {}).keys()
         for label, parameter, _ in _parameters(optimizer, labels)
+        if label not in unfit
     )
     if whole and (_loads_itself(optimizer, saved) or (not fillable and _has_plain_steps(exact))):
         real = plan.materialise({"saved": dict(saved), "exact": exact})
@@ -138,6 +139,11 @@ def plan_optimizer(
         (parameter, _planned(exact[label], optimizer.state.get(parameter, {}), plan, _devices(parameter, group)))
         for label, parameter, group in _parameters(optimizer, labels)
         if label in exact
+    ]
+    states += [
+        (parameter, dict(optimizer.state.get(parameter, {})))
+        for label, parameter, _ in _parameters(optimizer, labels)
+        if label in unfit
     ]
     groups = [
         _planned(group, live, plan, lambda _: "cpu")

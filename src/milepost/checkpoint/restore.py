@@ -12,7 +12,7 @@ come back only through :func:`restore_training_position`, which :func:`resume_ob
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 from functools import partial
@@ -96,7 +96,8 @@ def restore(
     try:
         restoration.reading.carry_out(file)
     except (CorruptDataError, StorageError) as error:
-        raise type(error)(f"{error.what}; the objects are partly loaded", cure=error.cure, kind=error.kind) from error
+        what = f"{error.what}; the objects now hold a part of it"
+        raise type(error)(what, cure=error.cure, kind=error.kind) from error
     for finish in restoration.finishing:
         finish()
     fit = restoration.fit
@@ -122,8 +123,11 @@ def restore_stored(
         raise NotFoundError(
             f"nothing in {stored.info.filename} is called {' or '.join(only or ())}", cure="see the names in it"
         )
+    stored.require_base()
     frozen = stored.state.get("facts", {}).get("frozen", ()) if stored.info.include == "trainable" else ()
-    return restore(stored.state, objects, strict=strict, wanted=wanted, frozen=frozen, file=stored.file)
+    restored = restore(stored.state, objects, strict=strict, wanted=wanted, frozen=frozen, file=stored.file)
+    mended = stored.file.mended if stored.file is not None else ()
+    return replace(restored, notes=(*restored.notes, *mended))
 
 
 def _matches(patterns: Collection[str], name: str) -> bool:
@@ -195,7 +199,9 @@ class _Restoration:
             if isinstance(value, Tensor) and name not in states and self._wanted(f"{place}.{name}")
         }
         shown = str if place == "model" else partial("{}.{}".format, place)
-        self.fit.names(live, tensors, shown)
+        covered = {id(target) for name, target in live.items() if name in tensors}
+        tied = {name for name, target in live.items() if name not in tensors and id(target) in covered}
+        self.fit.names(live.keys() - tied if tied else live, tensors, shown)
         planned: set[int] = set()
         for name, target in live.items():
             if name in tensors and id(target) not in planned:
