@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
+_PLAIN = {Tensor, nn.Parameter}  # what others hang on these does not belong to their values
 _SHARDED = {"FullyShardedDataParallel", "DeepSpeedEngine", "PipelineStage"}
 
 
@@ -153,11 +154,18 @@ def refuse_unsupported(tensor: Tensor, place: str) -> None:
         raise _refused(place, "a parameter that has no shape yet", "run one batch through the model first")
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ or hasattr(tensor, "ds_tensor"):
         raise _refused(place, f"a tensor of type {kind.__name__}", "save a plain tensor with its full content")
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        what = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        layout = str(tensor.layout).removeprefix("torch.")
+        what = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else layout
         raise _refused(place, f"a {what} tensor", "save its plain parts instead")
     if tensor.device.type == "meta":
         raise _refused(place, "a tensor without data (device 'meta')", "load its weights first")
+    if torch._is_functional_tensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise _refused(place, "a tensor inside of a torch.func transformation", "save outside of it")
+    if not torch._C._has_storage(tensor):
+        raise _refused(place, f"a tensor on {tensor.device}, which shows no memory", "move it to the CPU")
+    if kind not in _PLAIN and any(isinstance(value, Tensor) for value in vars(tensor).values()):
+        raise _refused(place, f"a {kind.__name__}, which keeps tensors beside its data", "save its plain parts instead")
 
 
 def _refused(place: str, what: str, cure: str) -> InvalidInputError:

@@ -1,45 +1,43 @@
 """How does the state of a training become one piece of memory, while the training waits no longer than for the copy?
 
-The plain values become a typed tree; each distinct tensor gets a window of the arena, and all are copied there at once.
-Addresses and layout are planned once and used again as long as the tensors stay where they are, so that from the second
-save on a save costs little more than copying the memory. Dense tensors on the CPU are moved as bytes by a few threads
-that meet once, at the end: torch would let its threads meet for every tensor, which takes many times as long where the
-cores are busy.
+The plain values become a typed tree; the distinct tensors get their places in the arena (:mod:`.storages`) and are
+copied there at once (:mod:`.copying`). Addresses and layout are planned once and used again as long as the tensors stay
+where they are, so that from the second save on a save costs little more than copying the memory.
 
-**Invariants**: after :meth:`Stager.stage` nothing refers to live memory. Two names of one tensor are one window. Views
-that overlap without being the same are copied each for itself: more bytes, the same values.
+**Invariants**: after :meth:`Stager.stage`, or where it gave a :class:`Copying`, once that ended, nothing refers to live
+memory. Two names of one tensor are one window; views that overlap are windows of one copy. A storage is never read
+beyond its end, at any save.
 """
+
+# ruff: noqa: SLF001 - torch has no public way to look at a subclass without its own answers
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from milepost.checkpoint.arena import Arena
+from milepost.checkpoint.copying import Copying, Route, Transfer, is_dense, pin, route
 from milepost.checkpoint.dtypes import DTYPES, name_of_numpy
 from milepost.checkpoint.job import TensorEntry
+from milepost.checkpoint.lossy import moments_of
 from milepost.checkpoint.model_state import refuse_unsupported
 from milepost.checkpoint.naming import named_leaves
-from milepost.checkpoint.parallel import available_cores, share_out
+from milepost.checkpoint.storages import Piece, View, arrange
 from milepost.checkpoint.tree import encode_tree
 from milepost.core.errors import InvalidInputError
 
 __all__ = ["Outline", "Staged", "Stager", "outline", "text_of", "walk"]
 
-_PAGE, _LINE, _LARGE = 4096, 64, 64 << 10
 _ARRAY_INSIDE_TREE = 4096
-_BATCH = 4 << 20
-_WORTH_A_THREAD = 8 << 20
-_MOST_THREADS = 8  # more do not make memory faster
-
-_Move = tuple[int, int, int]
+_PLAIN = {Tensor, nn.Parameter}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +48,7 @@ class Outline:
         tree: JSON text of the typed tree; its leaves are indices into ``entries``.
         tensors: The live tensors, held so that no other can take their address.
         entries: Where each is to lie in an arena.
+        pieces: What fills the arena: :func:`milepost.checkpoint.copying.live_memory` gives the memory of each.
         nbytes: How large that arena must be.
         signature: Equal ones may be copied by the same plan.
     """
@@ -57,8 +56,9 @@ class Outline:
     tree: str
     tensors: list[Tensor]
     entries: list[TensorEntry]
+    pieces: tuple[Piece, ...]
     nbytes: int
-    signature: tuple[Any, ...]
+    signature: tuple[View, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +69,13 @@ class Staged:
         tree: JSON text of the typed tree; its leaves are indices into ``tensors``.
         tensors: Where each tensor lies.
         nbytes: How much of the arena is in use.
+        copying: What still fills it; None: it is complete.
     """
 
     tree: str
     tensors: list[TensorEntry]
     nbytes: int
+    copying: Copying | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,41 +84,17 @@ class _Plan:
 
     Attributes:
         signature: Names and places of the tensors it was made for.
-        entries: Where each tensor lies in the arena.
-        nbytes: How much of the arena is in use.
         generation: Of the arena it was made for.
-        moves: Batches of (target address, source address, bytes).
-        windows: For tensors that are no dense CPU memory, by their index: where torch copies them to.
+        routes: How each piece gets there.
+        whole: All of them at once.
         memory: The arena as one tensor; keeps the addresses valid.
     """
 
-    signature: tuple[Any, ...]
-    entries: list[TensorEntry]
-    nbytes: int
+    signature: tuple[View, ...]
     generation: int
-    moves: list[list[_Move]]
-    windows: dict[int, Tensor]
+    routes: Sequence[Route]
+    whole: Transfer
     memory: Tensor
-
-    def copy(self, tensors: list[Tensor]) -> None:
-        """Copy ``tensors``, which have the places of ``signature``, into the arena."""
-        if self.windows:
-            sources = [tensors[index] for index in self.windows]
-            with torch.no_grad():
-                torch._foreach_copy_(list(self.windows.values()), sources, non_blocking=True)
-        share_out(self.moves, _move_shares, threads=_threads(self.nbytes))
-        for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-            torch.cuda.synchronize(device)
-
-
-def _move_shares(shares: Iterator[list[_Move]]) -> None:
-    for moves in shares:
-        for target, source, nbytes in moves:
-            ctypes.memmove(target, source, nbytes)
-
-
-def _threads(nbytes: int) -> int:
-    return 1 if nbytes < _WORTH_A_THREAD else min(_MOST_THREADS, torch.get_num_threads(), available_cores())
 
 
 def walk(state: dict[str, Any]) -> int:
@@ -138,11 +116,18 @@ def outline(state: dict[str, Any], *, lossy: str = "") -> Outline:
     Raises:
         InvalidInputError: Something cannot be saved; the message names its place.
     """
-    leaves = _Leaves(state)
+    leaves = _Leaves(state, rounded=moments_of(state) if lossy else frozenset())
     tree = json.dumps(encode_tree(state, leaf=leaves.index), separators=(",", ":"))
-    entries, nbytes = _layout(leaves)
-    signature = (tuple(leaves.names), tuple(leaves.keys))
-    return Outline(tree=tree, tensors=leaves.tensors, entries=entries, nbytes=nbytes, signature=signature)
+    signature = tuple(leaves.views)
+    arrangement = arrange(signature)
+    return Outline(
+        tree=tree,
+        tensors=leaves.tensors,
+        entries=list(arrangement.entries),
+        pieces=arrangement.pieces,
+        nbytes=arrangement.nbytes,
+        signature=signature,
+    )
 
 
 def text_of(state: dict[str, Any]) -> str:
@@ -155,6 +140,7 @@ class Stager:
 
     def __init__(self) -> None:
         self._plan: _Plan | None = None
+        self._copying: Copying | None = None
 
     def settle(self) -> None:
         """Wait until nothing of a state that was staged before is still to be copied."""
@@ -166,24 +152,24 @@ class Stager:
             StorageError: There is not enough memory for the arena.
         """
         plan = self._plan_for(content, arena)
-        plan.copy(content.tensors)
-        return Staged(tree=content.tree, tensors=plan.entries, nbytes=plan.nbytes)
+        on_devices = plan.whole.run(content.tensors)
+        self._copying = None if on_devices is None else Copying(on_devices.wait)
+        return Staged(tree=content.tree, tensors=content.entries, nbytes=content.nbytes, copying=self._copying)
 
     def _plan_for(self, content: Outline, arena: Arena) -> _Plan:
         plan = self._plan
         if plan is not None and plan.generation == arena.generation and plan.signature == content.signature:
             return plan
         self._plan = plan = None  # its windows would keep an old segment mapped
-        segment = arena.reserve(content.nbytes)
-        memory = torch.frombuffer(segment.map, dtype=torch.uint8)
-        moves, windows = _routes(content.tensors, content.entries, memory)
+        memory = torch.frombuffer(arena.reserve(content.nbytes).map, dtype=torch.uint8)
+        if any(tensor.is_cuda for tensor in content.tensors):
+            pin(memory)
+        routes = [route(piece, content.tensors, memory) for piece in content.pieces]
         self._plan = _Plan(
             signature=content.signature,
-            entries=content.entries,
-            nbytes=content.nbytes,
             generation=arena.generation,
-            moves=moves,
-            windows=windows,
+            routes=routes,
+            whole=Transfer(routes),
             memory=memory,
         )
         return self._plan
@@ -192,16 +178,19 @@ class Stager:
 class _Leaves:
     """The distinct tensors of a state, in the order the tree meets them.
 
+    Args:
+        state: What they are in.
+        rounded: ``id`` of each tensor that is to be kept as bfloat16.
+
     Attributes:
         tensors: Plain strided tensors to copy from.
-        names: What each is called, unique.
-        keys: Where each lies: equal keys mean that a copy of one is a copy of the other.
+        views: Where each lies: views that differ in no more than their name are one tensor.
     """
 
-    def __init__(self, state: dict[str, Any]) -> None:
+    def __init__(self, state: dict[str, Any], rounded: frozenset[int]) -> None:
         self.tensors: list[Tensor] = []
-        self.names: list[str] = []
-        self.keys: list[tuple[Any, ...]] = []
+        self.views: list[View] = []
+        self._rounded = rounded
         self._name_of: dict[int, str] = {}
         for name, value in named_leaves(state):
             if isinstance(value, (Tensor, np.ndarray)):
@@ -211,104 +200,72 @@ class _Leaves:
 
     def index(self, value: Any) -> int | None:
         """For :func:`encode_tree`: the number of a tensor or large array; None for what belongs inside the tree."""
+        name = self._name_of.get(id(value), "tensor")
         if isinstance(value, Tensor):
-            tensor = self._plain(value)
+            tensor = _plain(value, name)
         elif isinstance(value, np.ndarray) and value.nbytes > _ARRAY_INSIDE_TREE and name_of_numpy(value.dtype):
             tensor = torch.from_numpy(np.require(value, requirements=("C", "W")))
         else:
             return None
-        key = _key(tensor)
-        if key not in self._index_of:
-            self._index_of[key] = len(self.tensors)
+        view = _view(tensor, name, rounded=id(value) in self._rounded)
+        place = view[1:] if tensor.numel() else (len(self.tensors),)  # what is empty lies nowhere
+        index = self._index_of.setdefault(place, len(self.tensors))
+        if index == len(self.tensors):
             self.tensors.append(tensor)  # held, so that no other tensor can take its address
-            self.keys.append(key)
-            self.names.append(self._unique(self._name_of.get(id(value), "tensor")))
-        return self._index_of[key]
-
-    def _plain(self, tensor: Tensor) -> Tensor:
-        place = self._name_of.get(id(tensor), "the state")
-        refuse_unsupported(tensor, place)
-        if _name_of_dtype(tensor.dtype) not in DTYPES:
-            raise InvalidInputError(
-                f"{place}: a tensor of {tensor.dtype} cannot be saved", cure="convert it", kind="unsupported-state"
-            )
-        tensor = tensor.detach()
-        if tensor.is_conj() or tensor.is_neg():
-            tensor = tensor.resolve_conj().resolve_neg()
-        return tensor
+            self.views.append(view._replace(name=self._unique(name)) if name in self._taken else view)
+            self._taken.add(self.views[-1].name)
+        return index
 
     def _unique(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self._taken:
+        count = 2
+        while f"{name}#{count}" in self._taken:
             count += 1
-            candidate = f"{name}#{count}"
-        self._taken.add(candidate)
-        return candidate
+        return f"{name}#{count}"
 
 
-def _key(tensor: Tensor) -> tuple[Any, ...]:
-    address = tensor.data_ptr() or id(tensor)  # tensors without elements have no address
-    return address, tensor.dtype, tensor.shape, tensor.stride(), tensor.device
-
-
-def _layout(leaves: _Leaves) -> tuple[list[TensorEntry], int]:
-    """A window for each tensor, one behind the other."""
-    entries: list[TensorEntry] = []
-    end = 0
-    for index, (name, tensor) in enumerate(zip(leaves.names, leaves.tensors, strict=True)):
-        nbytes = tensor.numel() * tensor.element_size()
-        alignment = _PAGE if nbytes >= _LARGE else _LINE
-        offset = -(-end // alignment) * alignment
-        entries.append(
-            TensorEntry(
-                name=name,
-                dtype=_name_of_dtype(tensor.dtype),
-                shape=tuple(tensor.shape),
-                stride=_kept_stride(tensor),
-                offset=offset,
-                nbytes=nbytes,
-                storage=index,
-            )
+def _plain(tensor: Tensor, name: str) -> Tensor:
+    refuse_unsupported(tensor, name)
+    if _name_of_dtype(tensor.dtype) not in DTYPES:
+        raise InvalidInputError(
+            f"{name}: a tensor of {tensor.dtype} cannot be saved", cure="convert it", kind="unsupported-state"
         )
-        end = offset + nbytes
-    return entries, end
+    if type(tensor) not in _PLAIN:
+        with torch._C.DisableTorchFunctionSubclass():
+            tensor = tensor.as_subclass(Tensor)  # a subclass may answer differently for its own memory
+    tensor = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor
 
 
-def _kept_stride(tensor: Tensor) -> tuple[int, ...] | None:
-    """The strides of a dense tensor in another order (channels_last); None for C order and for views with gaps."""
-    if tensor.is_contiguous():
-        return None
-    dense = torch.empty_like(tensor, device="meta").stride()
-    return tuple(dense) if dense == tensor.stride() else None
+def _view(tensor: Tensor, name: str, *, rounded: bool) -> View:
+    """Where ``tensor`` lies.
+
+    Raises:
+        InvalidInputError: It reaches beyond the end of its storage.
+    """
+    storage = tensor.untyped_storage()
+    contiguous = tensor.is_contiguous()
+    dtype = _name_of_dtype(tensor.dtype)
+    view = View(
+        name=name,
+        dtype=dtype,
+        stored="bfloat16" if rounded else dtype,
+        shape=tuple(tensor.shape),
+        stride=None if contiguous else tensor.stride(),
+        dense=not contiguous and is_dense(tensor),
+        start=int(tensor.storage_offset()) * tensor.element_size(),
+        storage=(str(tensor.device), storage.data_ptr(), storage.nbytes()),
+    )
+    if view.nbytes and view.start + view.span > storage.nbytes():
+        raise InvalidInputError(
+            f"{name}: a tensor whose memory was freed or cut short (storage().resize_) cannot be saved",
+            cure="save while its memory is there; of a sharded model, save a gathered copy",
+            kind="unsupported-state",
+        )
+    return view
 
 
-def _routes(
-    tensors: list[Tensor], entries: list[TensorEntry], memory: Tensor
-) -> tuple[list[list[_Move]], dict[int, Tensor]]:
-    batches: list[list[_Move]] = []
-    room = 0
-    windows: dict[int, Tensor] = {}
-    for index, (tensor, entry) in enumerate(zip(tensors, entries, strict=True)):
-        if tensor.device.type != "cpu" or not (tensor.is_contiguous() or entry.stride is not None):
-            windows[index] = _window(memory, entry)
-            continue
-        target, source = memory.data_ptr() + entry.offset, tensor.data_ptr()
-        for start in range(0, entry.nbytes, _BATCH):
-            nbytes = min(_BATCH, entry.nbytes - start)
-            if nbytes > room:
-                batches.append([])
-                room = _BATCH
-            batches[-1].append((target + start, source + start, nbytes))
-            room -= nbytes
-    return batches, windows
-
-
-def _window(memory: Tensor, entry: TensorEntry) -> Tensor:
-    """A tensor that lies in the arena."""
-    dtype: torch.dtype = getattr(torch, entry.dtype)
-    flat = memory[entry.offset : entry.offset + entry.nbytes].view(dtype)
-    return flat.view(entry.shape) if entry.stride is None else flat.as_strided(entry.shape, entry.stride)
-
-
+@functools.cache
 def _name_of_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
