@@ -27,7 +27,7 @@ class Cadence:
         every_steps: Due this many steps after the last save or resume.
         every_minutes: Due this many minutes after the last save as well; None: never for that reason.
         max_overhead: Percentage of the time that saving may cost; stands in for ``every_steps``. What a save costs is
-            the mean of the last five; the first one, whose cost nobody knows, is due after a minute. None: no such rule.
+            the mean of the last five; the first, whose cost nobody knows, is due after a minute. None: no such rule.
         world_size: How many ranks must answer alike.
         clock: Seconds, monotonic.
 
