@@ -8,12 +8,13 @@ the way, and the disk works while the other threads encode.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import xxhash
 
-from milepost.checkpoint.codec import BLOCK_BYTES, LANE_ALIGNMENT, BlockCodec, EncodedBlock, padded
+from milepost.checkpoint.base import BaseRegions
+from milepost.checkpoint.codec import BLOCK_BYTES, LANE_ALIGNMENT, RAW, SAME, BlockCodec, Bytes, EncodedBlock, padded
 from milepost.checkpoint.manifest import Block
 from milepost.checkpoint.parallel import share_out
 from milepost.checkpoint.regions import Layout, Source
@@ -21,11 +22,9 @@ from milepost.io.direct import ALIGNMENT, NewFile, aligned_buffer
 
 __all__ = ["BlockWriter"]
 
-#: A tensor to hash, by index, or a block to encode: its region and its index.
-_Share = int | tuple[Source, int]
-
 _BUFFER_BYTES = 8 << 20
 _ROOM = BLOCK_BYTES + 8 * LANE_ALIGNMENT + ALIGNMENT
+_NOTHING = Block(offset=0, encoded=EncodedBlock(encoding=SAME, lanes=()), checksum=xxhash.xxh3_64_intdigest(b""))
 
 
 class BlockWriter:
@@ -34,42 +33,40 @@ class BlockWriter:
     Args:
         file: The file.
         start: Where its blocks may begin, a multiple of the alignment.
-        compression: Encode, or store raw at page boundaries.
+        base: Gives the blocks that differences are taken to; None if no region has a base.
+        hurry: Whether blocks from here on are stored raw, because there is little time left.
 
     Attributes:
         end: Where the last block's page ends.
     """
 
-    def __init__(self, file: NewFile, *, start: int, compression: bool) -> None:
+    def __init__(self, file: NewFile, *, start: int, base: BaseRegions | None, hurry: Callable[[], bool]) -> None:
         self.end = start
+        self.base = base
+        self.hurry = hurry
         self._file = file
-        self._compression = compression
         self._lock = threading.Lock()
 
-    def write(self, layout: Layout, *, threads: int) -> list[int]:
+    def write(self, layout: Layout, *, threads: int) -> None:
         """Encode and write all blocks, and fill in those of the layout's sources.
 
-        Returns:
-            xxh3_128 of each tensor.
-
         Raises:
-            OSError: As the kernel gives it; the file is then to be abandoned.
+            CorruptDataError: The base is damaged.
+            OSError: As the kernel gives it. After any error the file is to be abandoned.
         """
-        digests = [0] * len(layout.memory)
 
-        def work(shares: Iterator[_Share]) -> None:
+        def work(shares: Iterator[tuple[Source, int]]) -> None:
             outbox = _Outbox(self._file, self)
-            for share in shares:
-                if isinstance(share, int):
-                    digests[share] = xxhash.xxh3_128_intdigest(layout.memory[share].data)
-                else:
-                    outbox.add(*share, compression=self._compression)
+            for source, index in shares:
+                outbox.add(source, index)
             outbox.flush()
 
+        # large regions first, so that the threads end together
+        sources = sorted(layout.sources, key=lambda source: -source.nbytes)
+        blocks = [(source, index) for source in sources for index in range(len(source.blocks))]
         # one more thread than cores: whenever one waits for the disk, another has a core; but each fills its buffer
-        useful = 1 + sum(source.nbytes for source in layout.sources) // _BUFFER_BYTES
-        share_out(_shares(layout), work, threads=min(threads + 1, useful))
-        return digests
+        useful = 1 + sum(source.nbytes for source in sources) // _BUFFER_BYTES
+        share_out(blocks, work, threads=min(threads + 1, useful))
 
     def reserve(self, length: int) -> int:
         """The next free offset, with ``length`` bytes behind it taken."""
@@ -77,19 +74,6 @@ class BlockWriter:
             offset = self.end
             self.end += length
         return offset
-
-
-def _shares(layout: Layout) -> list[_Share]:
-    """The work in order: large regions first, so that the threads end together; each tensor hashed, then encoded."""
-    tensors: dict[int, list[_Share]] = {}
-    for index, (region, _) in enumerate(layout.places):
-        tensors.setdefault(region, []).append(index)
-    regions = sorted(enumerate(layout.sources), key=lambda item: -item[1].nbytes)
-    return [
-        share
-        for region, source in regions
-        for share in (*tensors[region], *((source, index) for index in range(len(source.blocks))))
-    ]
 
 
 class _Outbox:
@@ -104,17 +88,37 @@ class _Outbox:
         self._used = 0
         self._waiting: list[tuple[Source, int, int, EncodedBlock, int]] = []
 
-    def add(self, source: Source, index: int, *, compression: bool) -> None:
+    def add(self, source: Source, index: int) -> None:
         """Encode one block; write the buffer if no other would fit."""
-        if compression:
-            source.make_plan(self._codec)
-        start = self._advance(padded(self._used, LANE_ALIGNMENT if compression else ALIGNMENT))
-        encoded = self._codec.encode(source.block(index), source.width, source.plan, self._bytes[start:])
+        if source.same:
+            source.blocks[index] = _NOTHING
+        else:
+            self._encode(source, index)
+        source.done()
+        if self._used + _ROOM > _BUFFER_BYTES:
+            self.flush()
+
+    def _encode(self, source: Source, index: int) -> None:
+        start = self._advance(padded(self._used, ALIGNMENT if source.plan is None else LANE_ALIGNMENT))
+        data, out = source.block(index), self._bytes[start:]
+        encoded = self._encoded(source, index, data, out)
+        if encoded.encoding == SAME:
+            source.blocks[index] = _NOTHING
+            return
         self._used = start + encoded.stored
         checksum = xxhash.xxh3_64_intdigest(self._bytes[start : self._used].data)
         self._waiting.append((source, index, start, encoded, checksum))
-        if self._used + _ROOM > _BUFFER_BYTES:
-            self.flush()
+
+    def _encoded(self, source: Source, index: int, data: Bytes, out: Bytes) -> EncodedBlock:
+        plan, width = source.plan, source.width
+        if plan is None or self._owner.hurry():
+            return self._codec.encode(data, width, RAW, out)
+        if source.base is None or self._owner.base is None:
+            return self._codec.encode(data, width, plan.alone, out)
+        base = self._owner.base.block(source.base, index)
+        scale = source.scale_to(data, base) if plan.beside[:1] == "s" else 0
+        way = plan.alone if scale is None else plan.beside
+        return self._codec.encode(data, width, way, out, base=base, scale=scale or 0)
 
     def flush(self) -> None:
         """Write what is there; only then do its blocks count as stored."""

@@ -4,6 +4,9 @@ The bytes of a number differ in kind: of a float32 the top byte (sign, exponent)
 noise. So a block is split into planes, one for each byte of the number, and each plane is stored raw or as one zstd
 frame. Two neighbouring raw planes stay together as one lane of 16-bit words, which is half the work.
 
+Where the file has a base, a block may hold what is left after the base's numbers were taken away
+(:mod:`milepost.checkpoint.subtraction`), or nothing at all if it is the same.
+
 Which of three ways a plane takes is decided once for each tensor by trying both compressors on a sample:
 
 - ``R``: raw, because it is noise;
@@ -21,6 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zstandard
+
+from milepost.checkpoint.subtraction import SCALED_WIDTH, equal, is_scalable, subtract_folded, subtract_scaled
 
 __all__ = [
     "BLOCK_BYTES",
@@ -53,10 +58,6 @@ SAME = "="
 #: First letters of encodings that need the base: same bytes, zig-zag difference, difference to the scaled base.
 DIFFERENCES = (SAME, "d", "s")
 
-#: Bytes of the numbers that an encoding ``s`` may hold: it predicts them as float32.
-_SCALED_WIDTH = 4
-
-_SAMPLE_BYTES = 64 << 10
 _WORTH_COMPRESSING = 0.98
 _WORTH_MATCHING = 0.97
 
@@ -84,8 +85,8 @@ class EncodedBlock:
     """What a block became.
 
     Attributes:
-        encoding: :data:`RAW`, or one letter for each lane from the lowest byte up: ``w`` two raw bytes, ``r`` one raw
-            byte, ``z`` one byte as a zstd frame.
+        encoding: :data:`RAW`, :data:`SAME`, or one letter for each lane from the lowest byte up: ``w`` two raw bytes,
+            ``r`` one raw byte, ``z`` one byte as a zstd frame; behind ``d`` or ``s`` they are those of a difference.
         lanes: Stored bytes of each lane; the next one starts at the next multiple of :data:`LANE_ALIGNMENT`.
     """
 
@@ -112,7 +113,7 @@ def lane_sizes(encoding: str, width: int, nbytes: int) -> list[int] | None:
         return [nbytes]
     if encoding == SAME:
         return []
-    if nbytes % width or (encoding[:1] == "s" and width != _SCALED_WIDTH):
+    if nbytes % width or (encoding[:1] == "s" and width != SCALED_WIDTH):
         return None
     sizes: list[int] = []
     byte = 0
@@ -141,48 +142,69 @@ class BlockCodec:
         # the window bounds what a forged frame can make the decoder allocate
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=BLOCK_BYTES)
         self._plane = np.empty(BLOCK_BYTES, np.uint8)
+        self._left = np.empty(BLOCK_BYTES, np.uint8)
 
-    def plan(self, data: Bytes, width: int) -> str:
-        """The way of each plane of a tensor, one letter for each byte of a number from the lowest up.
+    def plan(self, sample: Bytes, width: int) -> tuple[str, int]:
+        """The way of each plane, one letter for each byte of a number from the lowest up, and the bytes that it takes.
 
         Args:
-            data: The tensor's bytes, shape ``(n * width,)``.
+            sample: Some numbers of a tensor, or differences, shape ``(n * width,)``.
             width: Bytes of a number.
         """
-        count = min(len(data), _SAMPLE_BYTES) // width
-        start = (len(data) // width - count) // 2 * width
-        sample = data[start : start + count * width]
-        return "".join(self._choose(np.ascontiguousarray(sample[byte::width])) for byte in range(width))
+        choices = [self._choose(np.ascontiguousarray(sample[byte::width])) for byte in range(width)]
+        return "".join(way for way, _ in choices), sum(length for _, length in choices)
 
-    def _choose(self, plane: Bytes) -> str:
+    def _choose(self, plane: Bytes) -> tuple[str, int]:
         huffman, matching = (len(self._compressors[way].compress(plane.data)) for way in "HL")
         if min(huffman, matching) >= _WORTH_COMPRESSING * len(plane):
-            return "R"
-        return "L" if matching < _WORTH_MATCHING * huffman else "H"
+            return "R", len(plane)
+        return ("L", matching) if matching < _WORTH_MATCHING * huffman else ("H", huffman)
 
-    def encode(self, data: Bytes, width: int, plan: str, out: Bytes) -> EncodedBlock:
+    def encode(
+        self, data: Bytes, width: int, plan: str, out: Bytes, *, base: Bytes | None = None, scale: int = 0
+    ) -> EncodedBlock:
         """Encode ``data`` into the start of ``out``, which has room for it and its padding.
 
         Args:
             data: Shape ``(n * width,)``, at most :data:`BLOCK_BYTES`.
             width: Bytes of a number.
-            plan: What :meth:`plan` returned, or :data:`RAW`.
+            plan: :data:`RAW`, or a letter for each plane, behind ``d`` or ``s`` if they are planes of a difference.
             out: Receives the stored bytes.
+            base: The same block of the base, if there is one.
+            scale: What ``s`` multiplies the base by, as the 32 bits of a float32.
         """
-        if plan == RAW or not plan.strip("R"):
+        if base is not None and equal(data, base):
+            return EncodedBlock(encoding=SAME, lanes=())
+        if _is_raw(plan, width, base):
             np.copyto(out[: len(data)], data)
             return EncodedBlock(encoding=RAW, lanes=(len(data),))
-        encoding, lanes, position, byte = "", list[int](), 0, 0
+        relation, ways = plan[:-width], plan[-width:]
+        if base is not None and relation:
+            data = self._subtract(data, base, width, relation, scale)
+        lanes = self._store_planes(data, width, ways, out)
+        letters = "".join(letter for letter, _ in lanes)
+        return EncodedBlock(encoding=relation + letters, lanes=tuple(length for _, length in lanes))
+
+    def _subtract(self, data: Bytes, base: Bytes, width: int, relation: str, scale: int) -> Bytes:
+        left = self._left[: len(data)]
+        if relation == "s":
+            subtract_scaled(data, base, scale, left)
+        else:
+            subtract_folded(data, base, width, left)
+        return left
+
+    def _store_planes(self, data: Bytes, width: int, ways: str, out: Bytes) -> list[tuple[str, int]]:
+        """Letter and length of each lane."""
+        lanes, position, byte = list[tuple[str, int]](), 0, 0
         while byte < width:
-            if byte % 2 == 0 and plan[byte : byte + 2] == "RR":
+            if byte % 2 == 0 and ways[byte : byte + 2] == "RR":
                 letter, length = "w", self._store_pair(data, width, byte, out[position:])
             else:
-                letter, length = self._store_plane(data[byte::width], plan[byte], out[position:])
-            encoding += letter
-            lanes.append(length)
+                letter, length = self._store_plane(data[byte::width], ways[byte], out[position:])
+            lanes.append((letter, length))
             position = _pad(out, position + length)
             byte += _SPAN[letter]
-        return EncodedBlock(encoding=encoding, lanes=tuple(lanes))
+        return lanes
 
     @staticmethod
     def _store_pair(data: Bytes, width: int, byte: int, out: Bytes) -> int:
@@ -203,7 +225,9 @@ class BlockCodec:
         return "r", count
 
     def decode(self, stored: Bytes, block: EncodedBlock, width: int, out: Bytes) -> None:
-        """Decode ``stored`` into ``out``, whose length is the decoded length.
+        """Decode the lanes of ``stored`` into ``out``, whose length is the decoded length.
+
+        Of a difference they are the planes: :mod:`milepost.checkpoint.differences` makes numbers of them.
 
         Raises:
             DamagedBlockError: The stored bytes are no such block; ``out`` is then partly overwritten.
@@ -215,7 +239,7 @@ class BlockCodec:
             out[:] = stored[: len(out)]
             return
         position = byte = 0
-        for letter, length, size in zip(block.encoding, block.lanes, sizes, strict=True):
+        for letter, length, size in zip(lane_letters(block.encoding), block.lanes, sizes, strict=True):
             lane = stored[position : position + length]
             if letter == "z":
                 out[byte::width] = self._decompress(lane, size)
@@ -240,6 +264,14 @@ class BlockCodec:
         if done != size:
             raise DamagedBlockError(f"a plane of {size} bytes ends after {done}")
         return plane
+
+
+def _is_raw(plan: str, width: int, base: Bytes | None) -> bool:
+    """Whether a block is kept as it is: nothing to gain, or the base is not there or not fit for the difference."""
+    if plan == RAW or not plan.strip("R"):
+        return True
+    relation = plan[:-width]
+    return bool(relation) and (base is None or (relation == "s" and not is_scalable(base)))
 
 
 def _words(data: Bytes) -> npt.NDArray[Any]:

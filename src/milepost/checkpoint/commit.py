@@ -13,16 +13,21 @@ writing. Between rename and the folder's sync the file is complete, and there or
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from milepost.checkpoint.container import write_container
+from milepost.checkpoint.container import BaseChoice, Written, write_container
+from milepost.checkpoint.habits import Habits
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.listing import info_of
 from milepost.checkpoint.parallel import available_cores
 from milepost.checkpoint.reading import open_checkpoint
-from milepost.core.errors import ConflictError, StorageError
+from milepost.checkpoint.regions import PieceSource
+from milepost.core.errors import ConflictError, CorruptDataError, InvalidCallError, NotFoundError, StorageError
 from milepost.core.records import CheckpointInfo
+from milepost.core.saying import logger
 from milepost.io.direct import NewFile, remove_if_abandoned, rename_without_replacing
 from milepost.io.durable import fsync_directory, storage_error
 
@@ -32,32 +37,85 @@ _PREFIX = ".checkpoint_"
 _SUFFIX = ".tmp"
 
 
-def commit(job: SaveJob, arena: memoryview, *, threads: int | None = None) -> CheckpointInfo:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How a file is written: what :func:`commit` was told."""
+
+    threads: int
+    habits: Habits | None
+    hurry: Callable[[], bool]
+    base: BaseChoice | None = None
+
+
+def commit(
+    job: SaveJob,
+    arena: memoryview | PieceSource,
+    *,
+    threads: int | None = None,
+    habits: Habits | None = None,
+    base: Path | None = None,
+    hurry: Callable[[], bool] = lambda: False,
+    keep: int = 1,
+) -> CheckpointInfo:
     """Write the checkpoint that ``job`` describes; it is durable on return, and not yet verified.
 
     Args:
         job: What to write, and where.
-        arena: The memory that its tensors lie in; it must not change meanwhile.
+        arena: The memory that its tensors lie in, or what gives it piece by piece; it must not change meanwhile.
         threads: How many encode; all cores by default.
+        habits: What earlier saves of this state taught; None: nothing is learnt either.
+        base: A checkpoint of the same folder to hold differences to, where they pay; not used if it cannot be read.
+        hurry: Asked before each block: whether it is to be stored the fastest way.
+        keep: How many checkpoints will hold differences to ``base``.
 
     Raises:
         ConflictError: The file exists already.
         InvalidInputError: The job contradicts itself.
         StorageError: It could not be written, twice; nothing of it is left, and what was committed before is whole.
+            ``kind`` is ``"no-space"`` if the disk has too little room: then it was not tried.
     """
     path = Path(job.path)
-    threads = threads or available_cores()
+    way = _Way(threads=threads or available_cores(), habits=habits, hurry=hurry)
     try:
         _make_folder(path.parent)
-        try:
-            size = _write(job, arena, path, threads)
-        except OSError:  # what the failed file holds is unknown; a fresh one has new pages and new blocks
-            size = _write(job, arena, path, threads)
+        written = _write_beside(job, arena, path, way, base, keep) if base is not None else None
+        if written is None:
+            written = _write_twice(job, arena, path, way)
     except StorageError:
         raise
     except OSError as error:
         raise storage_error(error, "writing the checkpoint", path) from error
-    return info_of(job, path, size)
+    return info_of(job, path, written.size, written.base)
+
+
+def _write_beside(
+    job: SaveJob, arena: memoryview | PieceSource, path: Path, way: _Way, base: Path, keep: int
+) -> Written | None:
+    """Write with differences to ``base``; None if that cannot be read, or may not be a base."""
+    try:
+        with _opened(base, path, keep) as choice:
+            return _write_twice(job, arena, path, replace(way, base=choice))
+    except (CorruptDataError, NotFoundError) as error:
+        logger.warning("%s stands alone: %s", path, error)
+        return None
+
+
+@contextmanager
+def _opened(base: Path, path: Path, keep: int) -> Iterator[BaseChoice | None]:
+    """The base, open; None if ``path`` must not refer to it."""
+    with open_checkpoint(base) as file:
+        usable = file.manifest.base is None and base.parent.samefile(path.parent)
+        yield BaseChoice(file=file, step=file.info.step, keep=keep) if usable else None
+
+
+def _write_twice(job: SaveJob, arena: memoryview | PieceSource, path: Path, way: _Way) -> Written:
+    try:
+        return _write(job, arena, path, way)
+    except OSError as error:
+        if isinstance(error, StorageError) and error.kind == "no-space":
+            raise
+        # what the failed file holds is unknown; a fresh one has new pages and new blocks
+        return _write(job, arena, path, way)
 
 
 def verify(path: str | os.PathLike[str], *, threads: int | None = None) -> None:
@@ -90,8 +148,8 @@ def _make_folder(folder: Path) -> None:
         fsync_directory(made.parent)
 
 
-def _write(job: SaveJob, arena: memoryview, path: Path, threads: int) -> int:
-    """Write, sync and name one file; whatever fails, nothing of it stays. Returns its length."""
+def _write(job: SaveJob, arena: memoryview | PieceSource, path: Path, way: _Way) -> Written:
+    """Write, sync and name one file; whatever fails, nothing of it stays."""
     temporary = str(path.with_name(f".{path.name}{_SUFFIX}"))
     remove_if_abandoned(temporary)
     if os.path.lexists(path):
@@ -102,23 +160,25 @@ def _write(job: SaveJob, arena: memoryview, path: Path, threads: int) -> int:
         raise _exists(temporary) from None
     try:
         with file:
-            size = _fill(file, temporary, job, arena, threads)
-            file.finish(size)
+            written = _fill(file, temporary, job, arena, way)
+            file.finish(written.size)
         _publish(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    return size
+    return written
 
 
-def _fill(file: NewFile, temporary: str, job: SaveJob, arena: memoryview, threads: int) -> int:
+def _fill(file: NewFile, temporary: str, job: SaveJob, arena: memoryview | PieceSource, way: _Way) -> Written:
     if job.format == "milepost":
-        return write_container(file, job, arena, threads=threads)
+        return write_container(file, job, arena, threads=way.threads, habits=way.habits, base=way.base, hurry=way.hurry)
     from milepost.checkpoint.foreign import write_foreign
 
+    if not isinstance(arena, memoryview):
+        raise InvalidCallError(f"a checkpoint of format {job.format!r} is not written piece by piece", cure="stage it")
     write_foreign(job, arena, Path(temporary))
-    return os.stat(temporary).st_size
+    return Written(size=os.stat(temporary).st_size)
 
 
 def _publish(temporary: str, path: Path) -> None:

@@ -7,20 +7,49 @@ share memory (tied weights, views) are windows of one region, so that the memory
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from milepost.checkpoint.codec import BLOCK_BYTES, RAW, BlockCodec, Bytes
+from milepost.checkpoint.codec import BLOCK_BYTES, Bytes
 from milepost.checkpoint.dtypes import DTYPES
 from milepost.checkpoint.job import TensorEntry
 from milepost.checkpoint.manifest import Block, block_count, span_of
+from milepost.checkpoint.subtraction import scale_between
 from milepost.core.errors import InvalidInputError
 
-__all__ = ["Layout", "Source", "lay_out", "state_bytes"]
+__all__ = ["Layout", "PieceSource", "Plan", "Source", "lay_out", "sample_of", "state_bytes"]
 
 _SMALL = 64 << 10
+_SAMPLE_BYTES = 64 << 10
+
+
+class PieceSource(Protocol):
+    """Memory of a snapshot that is not all there at once: a piece is asked for, used, and let go."""
+
+    def bytes_of(self, start: int, end: int) -> Bytes:
+        """The bytes between two addresses, those of one storage; several threads may ask at once, also for the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How the blocks of a region are to be stored, found by a sample.
+
+    Attributes:
+        alone: Plan of the codec for a block that stands alone.
+        alone_share: Bytes that it takes, as a share of the region's.
+        beside: Plan for a block of a region with a base: the one that takes less, a difference or not; empty: unknown.
+        beside_share: Bytes that it takes; 0 if the sample equals the base's.
+    """
+
+    alone: str
+    alone_share: float
+    beside: str = ""
+    beside_share: float = 1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,38 +57,70 @@ class Source:
     """A region on its way into the file.
 
     Attributes:
+        name: Of its first tensor.
+        dtype: Of its first tensor.
         width: Bytes of the numbers by which the codec splits it.
-        pieces: The memory it is made of, in order.
         nbytes: Its length.
-        plan: How the codec stores its planes.
         blocks: What was stored, by index; None until then.
+        plan: How to store it; None: raw.
+        base: Index of the region of the base file that its blocks may be differences to.
+        same: Whether it is known to equal that region.
+        scale: What the base is multiplied by for scaled differences (32 bits of a float32); None: not known yet.
     """
 
+    name: str
+    dtype: str
     width: int
-    pieces: list[Bytes] = field(default_factory=list)
     nbytes: int = 0
-    plan: str = RAW
     blocks: list[Block | None] = field(default_factory=list)
-    _planning: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    plan: Plan | None = None
+    base: int | None = None
+    same: bool = False
+    scale: int | None = None
+    _loads: list[Callable[[], Bytes]] = field(default_factory=list, repr=False)
+    _content: Bytes | None = field(default=None, repr=False)
+    _pending: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def add(self, piece: Bytes) -> int:
-        """Append memory; returns where it starts in the region."""
+    def add(self, load: Callable[[], Bytes], nbytes: int) -> int:
+        """Append memory that ``load`` gives; returns where it starts in the region."""
         start = self.nbytes
-        self.pieces.append(piece)
-        self.nbytes += len(piece)
+        self._loads.append(load)
+        self.nbytes += nbytes
         self.blocks = [None] * block_count(self.nbytes)
+        self._pending = len(self.blocks)
         return start
 
-    def make_plan(self, codec: BlockCodec) -> None:
-        """Fill in ``plan`` from a sample, unless another thread has done so."""
-        with self._planning:
-            if self.plan == RAW:
-                self.plan = codec.plan(self.block(len(self.blocks) // 2), self.width)
+    def content(self) -> Bytes:
+        """All its bytes; they stay loaded until :meth:`let_go` or the last :meth:`done`."""
+        with self._lock:
+            if self._content is None:
+                pieces = [load() for load in self._loads]
+                self._content = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            return self._content
 
     def block(self, index: int) -> Bytes:
-        """The bytes of one block."""
-        whole = self.pieces[0] if len(self.pieces) == 1 else np.concatenate(self.pieces)
-        return whole[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+        """The bytes of one block, as :meth:`content` gives them."""
+        return self.content()[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+
+    def let_go(self) -> None:
+        """Forget the memory; it is loaded again when it is needed again."""
+        with self._lock:
+            self._content = None
+
+    def done(self) -> None:
+        """One block was encoded; after the last one the memory is let go."""
+        with self._lock:
+            self._pending -= 1
+            if self._pending == 0:
+                self._content = None
+
+    def scale_to(self, data: Bytes, base: Bytes) -> int | None:
+        """What the base is multiplied by, decided by the first block that tells; None: this one does not tell."""
+        with self._lock:
+            if self.scale is None:
+                self.scale = scale_between(sample_of(data, self.width), sample_of(base, self.width))
+            return self.scale
 
 
 @dataclass(slots=True)
@@ -69,44 +130,57 @@ class Layout:
     Attributes:
         sources: The regions.
         entries: The tensors.
-        memory: The bytes of each tensor.
         places: Index of each tensor's region, and its offset in it.
     """
 
     sources: list[Source] = field(default_factory=list)
     entries: list[TensorEntry] = field(default_factory=list)
-    memory: list[Bytes] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
 
     def embed(self, name: str, content: bytes) -> None:
         """Store the content of a file as a tensor of bytes in a region of its own."""
         size = len(content)
-        source = Source(width=1)
-        self.places.append((len(self.sources), source.add(np.frombuffer(content, np.uint8))))
+        source = Source(name=name, dtype="uint8", width=1)
+        self.places.append((len(self.sources), source.add(lambda: np.frombuffer(content, np.uint8), size)))
         self.sources.append(source)
-        self.memory.append(source.pieces[0])
         entry = TensorEntry(name=name, dtype="uint8", shape=(size,), offset=0, nbytes=size, storage=-1)
         self.entries.append(entry)
 
 
-def lay_out(entries: list[TensorEntry], arena: Bytes) -> Layout:
+def lay_out(entries: list[TensorEntry], memory: Bytes | PieceSource) -> Layout:
     """The regions of a snapshot.
 
+    Args:
+        entries: The tensors.
+        memory: What their offsets are addresses of.
+
     Raises:
-        InvalidInputError: A tensor's description contradicts itself, the arena, or another one.
+        InvalidInputError: A tensor's description contradicts itself, the memory, or another one.
     """
-    _check(entries, len(arena))
+    _check(entries, len(memory) if isinstance(memory, np.ndarray) else sys.maxsize)
     layout = Layout(entries=list(entries), places=[(0, 0)] * len(entries))
-    layout.memory += (arena[entry.offset : entry.offset + entry.nbytes] for entry in entries)
     shared: dict[str, int] = {}
     for group in _by_storage(entries):
         start = min(entries[i].offset for i in group)
-        storage = arena[start : max(entries[i].offset + entries[i].nbytes for i in group)]
-        region = _region_for(entries[group[0]].dtype, len(storage), layout.sources, shared)
-        base = layout.sources[region].add(storage)
+        end = max(entries[i].offset + entries[i].nbytes for i in group)
+        region = _region_for(entries[group[0]], end - start, layout.sources, shared)
+        base = layout.sources[region].add(_loader(memory, start, end), end - start)
         for i in group:
             layout.places[i] = region, base + entries[i].offset - start
     return layout
+
+
+def _loader(memory: Bytes | PieceSource, start: int, end: int) -> Callable[[], Bytes]:
+    if isinstance(memory, np.ndarray):
+        return lambda: memory[start:end]
+    return lambda: memory.bytes_of(start, end) if end > start else np.empty(0, np.uint8)
+
+
+def sample_of(block: Bytes, width: int) -> Bytes:
+    """The middle of a block, in whole numbers: enough to judge how it compresses."""
+    count = min(len(block), _SAMPLE_BYTES) // width
+    start = (len(block) // width - count) // 2 * width
+    return block[start : start + count * width]
 
 
 def state_bytes(entries: list[TensorEntry]) -> int:
@@ -118,16 +192,16 @@ def state_bytes(entries: list[TensorEntry]) -> int:
     return total
 
 
-def _region_for(dtype: str, nbytes: int, sources: list[Source], shared: dict[str, int]) -> int:
+def _region_for(first: TensorEntry, nbytes: int, sources: list[Source], shared: dict[str, int]) -> int:
     """The region that takes ``nbytes`` of a dtype: the one shared by small tensors, if it has room, or a new one."""
-    width = DTYPES[dtype].plane_width
+    width = DTYPES[first.dtype].plane_width
     # views of another dtype can make memory end inside of a number
     small = nbytes < _SMALL and nbytes % width == 0
-    if small and dtype in shared and sources[shared[dtype]].nbytes + nbytes <= BLOCK_BYTES:
-        return shared[dtype]
-    sources.append(Source(width=width if nbytes % width == 0 else 1))
+    if small and first.dtype in shared and sources[shared[first.dtype]].nbytes + nbytes <= BLOCK_BYTES:
+        return shared[first.dtype]
+    sources.append(Source(name=first.name, dtype=first.dtype, width=width if nbytes % width == 0 else 1))
     if small:
-        shared[dtype] = len(sources) - 1
+        shared[first.dtype] = len(sources) - 1
     return len(sources) - 1
 
 

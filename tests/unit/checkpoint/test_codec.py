@@ -52,7 +52,7 @@ def test_every_block_comes_back_whatever_the_plan(case: tuple[int, str, bytes], 
 
 def test_noise_is_kept_raw_in_one_wide_lane_and_exponents_are_compressed() -> None:
     data = normal(BLOCK_BYTES // 4)
-    plan = BlockCodec().plan(data, 4)
+    plan, _ = BlockCodec().plan(data[: 64 << 10], 4)
     stored, block = encode(data, 4, plan)
     assert plan[:2] == "RR"
     assert plan[3] in "HL"
@@ -65,7 +65,7 @@ def test_noise_is_kept_raw_in_one_wide_lane_and_exponents_are_compressed() -> No
 def test_short_sequences_are_left_to_the_compressor_that_finds_them() -> None:
     generator = np.random.default_rng(0)
     words = generator.integers(0, 256, (64, 5), np.uint8)
-    assert BlockCodec().plan(words[generator.integers(0, 64, 20_000)].reshape(-1), 1) == "L"
+    assert BlockCodec().plan(words[generator.integers(0, 64, 20_000)].reshape(-1)[: 64 << 10], 1)[0] == "L"
 
 
 def test_a_plan_does_not_outlive_its_usefulness_in_a_noisy_block() -> None:
