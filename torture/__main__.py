@@ -16,7 +16,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from torture.flavours import FLAVOURS
 from torture.lanes import RESULTS
-from torture.levels import Outcome, equality, order_of_operations, random_kills, rotten_bits, summary, sweep_operation
+from torture.levels import (
+    Outcome,
+    equality,
+    garbling_disk,
+    order_of_operations,
+    random_kills,
+    rotten_bits,
+    summary,
+    sweep_operation,
+)
 
 _OPERATIONS = ("log", "end", "resume", *FLAVOURS)
 _PROCESSES = ("trainer", "companion", "both")
@@ -64,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     same.add_argument("--snapshot", choices=("copy", "overlap"), action="append", help="default: both")
     same.add_argument("--folder", help="where the checkpoints go; a folder in memory makes more rounds")
     same.set_defaults(run=_equality)
+
+    garble = commands.add_parser("garble", parents=[shared], help="save on a disk that garbles what it is given")
+    garble.set_defaults(run=lambda given: [garbling_disk(given.seed)])
 
     rot = commands.add_parser("rot", parents=[shared], help="flip bits in stored files")
     rot.add_argument("--flips", type=int, default=1000)

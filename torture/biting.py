@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from torture.levels import Outcome, order_of_operations, random_kills, rotten_bits, sweep_operation
+from torture.levels import (
+    Outcome,
+    equality,
+    garbling_disk,
+    order_of_operations,
+    random_kills,
+    rotten_bits,
+    sweep_operation,
+)
 from torture.planted import BUGS, Bug
 
 __all__ = ["NOTICED_BY", "Row", "bite", "table"]
@@ -19,6 +27,17 @@ LEVELS: dict[str, Level] = {
         "log", "trainer", sample=8, seed=seed, lanes=lanes, progress=_silent
     ),
     "random kills": lambda seed, lanes: random_kills(16, seed, lanes=lanes, progress=_silent),
+    "sweep of saves": lambda seed, lanes: sweep_operation(
+        "save", "both", sample=40, seed=seed, lanes=lanes, progress=_silent
+    ),
+    "sweep of differences": lambda seed, lanes: sweep_operation(
+        "delta", "companion", sample=3, seed=seed, lanes=lanes, progress=_silent
+    ),
+    "sweep of spools": lambda seed, lanes: sweep_operation(
+        "spool", "both", sample=16, seed=seed, lanes=lanes, progress=_silent
+    ),
+    "garbling disk": lambda seed, lanes: garbling_disk(seed),
+    "equality": lambda seed, lanes: equality(40, "overlap", seed, lanes=lanes),
     "order of calls": lambda seed, lanes: order_of_operations(),
     "flipped bits": lambda seed, lanes: rotten_bits(200, seed),
 }
@@ -30,6 +49,11 @@ NOTICED_BY: dict[Bug, tuple[str, ...]] = {
     "rename_before_data": ("order of calls",),
     "no_dir_fsync": ("order of calls",),
     "no_crc": ("flipped bits",),
+    "in_place": ("sweep of saves",),
+    "base_removed": ("sweep of differences",),
+    "not_read_back": ("garbling disk",),
+    "sealed_early": ("sweep of spools",),
+    "torn_published": ("equality",),
 }
 
 

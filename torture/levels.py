@@ -5,11 +5,13 @@ Each level gives an :class:`Outcome`; the command line, the CI test and the tabl
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,15 @@ from torture.subject import Subject, Target
 from torture.sweep import KillPoint, count_calls, kill_at, points
 from torture.worker import Operation, Work
 
-__all__ = ["Outcome", "equality", "order_of_operations", "random_kills", "rotten_bits", "sweep_operation"]
+__all__ = [
+    "Outcome",
+    "equality",
+    "garbling_disk",
+    "order_of_operations",
+    "random_kills",
+    "rotten_bits",
+    "sweep_operation",
+]
 
 _PATIENCE = 90.0
 #: Written after what it points at was delivered; an old or absent cursor only delivers again.
@@ -195,6 +205,44 @@ def _equal_apart(task: tuple[int, Any, int, str | None]) -> dict[str, Any]:
 
     planted.plant_in_trainer()
     return asdict(equal_after(*task))
+
+
+def garbling_disk(seed: int) -> Outcome:
+    """Save on a disk that garbles all but the first checkpoint, keeping one: what is left must hold a sound one."""
+    begun = time.monotonic()
+    outcome = Outcome("a disk that garbles")
+    outcome.tried, outcome.problems = next(iter(spread(_garbled, [seed], 1)))
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def _garbled(seed: int) -> tuple[int, list[str]]:
+    folder = new_folder()
+    os.environ["TORTURE_FAULT"] = "garble"
+    try:
+        subject = Subject(Work(folder=str(folder), seed=seed, attempt=0, operation="retain", flavour="retain"))
+        subject.gate.open(2)
+        problems = [f"still there: {process}" for process in subject.wait_for_all(_PATIENCE)]
+    finally:
+        del os.environ["TORTURE_FAULT"]
+    answer = run_apart(partial(_sound_ones, folder))
+    if not answer:
+        problems.append(f"no sound checkpoint is left [kept: {folder}]")
+    else:
+        shutil.rmtree(folder)
+    return len(subject.attempt.saves), problems
+
+
+def _sound_ones(folder: Path) -> list[str]:
+    from milepost.checkpoint.commit import verify
+    from milepost.core.errors import MilepostError
+
+    found = []
+    for file in (folder / "checkpoints").glob("*.milepost"):
+        with suppress(MilepostError):
+            verify(file)
+            found.append(file.name)
+    return found
 
 
 def rotten_bits(flips: int, seed: int) -> Outcome:

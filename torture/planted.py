@@ -1,15 +1,21 @@
 """Would the harness notice a product that breaks its promises?
 
-Four bugs are planted from outside by replacing functions of the product; the product itself knows nothing of them.
+Bugs are planted from outside by replacing functions of the product; the product itself knows nothing of them.
 ``TORTURE_BUG`` names one, for the worker, its companion and the checker:
 
 ``ack_early``           ``log`` returns before its record is published
 ``rename_before_data``  a file gets its name before its content is synced
 ``no_dir_fsync``        names are not synced
 ``no_crc``              checksums are not looked at
+``in_place``            a checkpoint is written under its final name
+``base_removed``        retention forgets that differences need their keyframe
+``not_read_back``       older checkpoints go before the new one was read back
+``sealed_early``        a spool is sealed while its snapshot still changes
+``torn_published``      an optimizer's step does not wait for an overlapped copy, and nobody compares afterwards
 
 A kill loses no page that the kernel has taken, so the second and the third are invisible to it by nature: the recorded
-order of system calls shows them. The fourth needs damaged bytes.
+order of system calls shows them. The fourth needs damaged bytes, ``not_read_back`` a disk that damages them: that is a
+fault, not a bug, and ``TORTURE_FAULT=garble`` plants it.
 """
 
 from __future__ import annotations
@@ -24,7 +30,17 @@ import xxhash
 
 __all__ = ["BUGS", "Bug", "plant_in_companion", "plant_in_reader", "plant_in_trainer", "planted_bug"]
 
-Bug = Literal["ack_early", "rename_before_data", "no_dir_fsync", "no_crc"]
+Bug = Literal[
+    "ack_early",
+    "rename_before_data",
+    "no_dir_fsync",
+    "no_crc",
+    "in_place",
+    "base_removed",
+    "not_read_back",
+    "sealed_early",
+    "torn_published",
+]
 BUGS: tuple[Bug, ...] = get_args(Bug)
 
 _RECORDS_HELD_BACK = 8
@@ -41,7 +57,7 @@ def planted_bug() -> Bug | None:
 def plant_in_trainer() -> None:
     """Plant the bug in this process and in every companion that it starts."""
     bug = planted_bug()
-    if bug is None:
+    if bug is None and "TORTURE_FAULT" not in os.environ:
         return
     from milepost.companion import client
 
@@ -51,11 +67,23 @@ def plant_in_trainer() -> None:
         _acknowledge_early()
     elif bug == "no_crc":
         _look_at_no_checksum()
+    elif bug == "sealed_early":
+        _seal_early()
+    elif bug == "torn_published":
+        _publish_torn()
 
 
 def plant_in_companion() -> None:
-    """Plant the bug where files are written."""
+    """Plant the bug, and the fault, where files are written."""
+    if os.environ.get("TORTURE_FAULT") == "garble":
+        _garble()
     match planted_bug():
+        case "in_place":
+            _write_in_place()
+        case "base_removed":
+            _forget_keyframes()
+        case "not_read_back":
+            _read_nothing_back()
         case "rename_before_data":
             _rename_before_data()
         case "no_dir_fsync":
@@ -132,6 +160,74 @@ def _sync(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _write_in_place() -> None:
+    from milepost.checkpoint import commit
+
+    new_file: Callable[[str], Any] = commit.NewFile
+
+    def under_its_name(temporary: str) -> Any:
+        folder, name = os.path.split(temporary)
+        file = new_file(os.path.join(folder, name.removeprefix(".").removesuffix(".tmp")))
+        return file
+
+    _replace(commit, "NewFile", under_its_name)
+    _replace(commit, "_publish", lambda temporary, path: commit.fsync_directory(path.parent))
+
+
+def _forget_keyframes() -> None:
+    from milepost.checkpoint import pruning, retention
+
+    _replace(retention, "_keyframes", lambda kept: {})
+    _replace(pruning, "_bases", lambda decisions: {decision.info.filename: "" for decision in decisions})
+
+
+def _read_nothing_back() -> None:
+    from milepost.checkpoint import finishing
+
+    _replace(finishing, "_read_back", lambda *_: None)
+
+
+def _garble() -> None:
+    """A disk that garbles: of the second and all later checkpoints that this process writes, one byte is wrong."""
+    from milepost.io import direct
+
+    finish = direct.NewFile.finish
+    written: list[int] = []
+
+    def garbled(file: direct.NewFile, size: int) -> None:
+        written.append(size)
+        finish(file, size)
+        if len(written) > 1:
+            place = size // 2
+            aligned = os.open(f"/proc/self/fd/{file._fd}", os.O_RDWR)
+            byte = os.pread(aligned, 1, place)
+            os.pwrite(aligned, bytes([byte[0] ^ 1]), place)
+            os.fsync(aligned)
+            os.close(aligned)
+
+    _replace(direct.NewFile, "finish", garbled)
+
+
+def _seal_early() -> None:
+    """As if the copy went on behind the seal."""
+    from milepost.checkpoint.spool import SpoolSegment
+
+    seal = SpoolSegment.seal_job
+
+    def sealed(segment: SpoolSegment, job: Any) -> None:
+        seal(segment, job)
+        with memoryview(segment.map) as memory:
+            memory[job.arena_bytes // 2] ^= 1
+
+    _replace(SpoolSegment, "seal_job", sealed)
+
+
+def _publish_torn() -> None:
+    from milepost.checkpoint.overlap import Overlap
+
+    raise NotImplementedError(Overlap)
 
 
 class _AnyNumber(int):
