@@ -1,22 +1,22 @@
 """What is in a checkpoint, and can every byte of it be trusted?
 
-Needs NumPy, zstandard and xxhash only; torch is not imported. Any tensor can be read alone, many are read by all cores,
-and each is decoded straight into memory that the caller owns. A file is never mapped: one that is cut while it is read
-gives an error, not a signal.
+Needs NumPy, zstandard and xxhash only; torch is not imported. Any tensor can be read alone, part of it alone, and many
+by all cores, each decoded straight into memory that the caller owns. No file is mapped unless asked for by name: one
+that is cut while it is read gives an error, not a signal.
 
 **Invariants**: a tensor is returned, or its buffer declared filled, only after the checksums of its blocks and its own
-digest were found right. What the file declares is checked before memory is allocated for it.
+digest were found right (for a part of one: the checksums). What the file declares is checked before memory is allocated
+for it, and the file it holds differences to before memory is written.
 
-**On crash**: nothing is written here.
+**On crash**: nothing is written here, not even what a copy could mend.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
-import stat
-import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,30 +25,23 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from milepost.checkpoint.block_reader import BlockReader, damaged
-from milepost.checkpoint.codec import BLOCK_BYTES, Bytes
+from milepost.checkpoint.block_reader import BlockReader
+from milepost.checkpoint.block_source import BlockSource
+from milepost.checkpoint.codec import BLOCK_BYTES, RAW, Bytes
 from milepost.checkpoint.container import SIDE_FILE
 from milepost.checkpoint.dtypes import DTYPES
-from milepost.checkpoint.envelope import FIRST_BLOCK, HEADER_BYTES, TRAILER_BYTES, Trailer, check_header
-from milepost.checkpoint.manifest import Manifest, StoredTensor, parse_manifest
-from milepost.checkpoint.parallel import available_cores, share_out
+from milepost.checkpoint.manifest import StoredTensor
+from milepost.checkpoint.parallel import available_cores
 from milepost.checkpoint.plain_values import Node
+from milepost.checkpoint.stored_array import StoredArray, shaped
+from milepost.checkpoint.tensor_reader import TensorReader
 from milepost.checkpoint.tree import decode_tree
 from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError
 from milepost.core.records import CheckpointInfo
-from milepost.io.direct import drop_from_cache, read_fully
+from milepost.io.direct import drop_from_cache
 from milepost.io.durable import storage_error
 
 __all__ = ["CheckpointFile", "open_checkpoint"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What one tensor takes from one block: its bytes from ``start`` on, into ``out``."""
-
-    tensor: StoredTensor
-    start: int
-    out: Bytes
 
 
 class CheckpointFile:
@@ -61,22 +54,27 @@ class CheckpointFile:
         tree: The typed tree of its state; :func:`milepost.checkpoint.tree.decode_tree` turns it into values.
         names: Names of the tensors by the index that the tree uses.
         manifest: All that it says about itself.
+        manifest_digest: xxh3_128 of the manifest's text: what a file of differences knows its base by.
+        mended: Damage that copies made good so far, one sentence each.
     """
 
-    def __init__(self, path: Path, fd: int, manifest: Manifest, size: int) -> None:
-        self.path = path
+    def __init__(self, source: BlockSource) -> None:
+        manifest = source.manifest
+        self.path = source.path
         self.manifest = manifest
-        self.info = _info(path, manifest, size)
+        self.manifest_digest = source.manifest_digest
+        self.info = _info(source)
         state = manifest.tensors[: len(manifest.tensors) - len(manifest.side_files)]
         self.tensors: Mapping[str, StoredTensor] = {tensor.name: tensor for tensor in state}
         self.names = tuple(self.tensors)
         self.tree: Node = manifest.tree
-        self._fd = fd
-        self._close = weakref.finalize(self, os.close, fd)
+        self.mended = source.mended
+        self._source = source
+        self._tensors = TensorReader(source)
 
     def close(self) -> None:
         """Close the file; nothing can be read from it any more."""
-        self._close()
+        self._source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -84,17 +82,13 @@ class CheckpointFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        """One tensor, as its dtype, or as unsigned integers of its width where NumPy has no such dtype.
+    def __getitem__(self, name: str) -> StoredArray:
+        """One tensor, not read yet: ``file[name][:10]`` reads what it needs, ``file[name].numpy()`` all of it.
 
         Raises:
             NotFoundError: There is no such tensor.
-            CorruptDataError: It is damaged; the message names file, tensor and offset.
         """
-        tensor = self._tensor(name)
-        content = np.empty(tensor.nbytes, np.uint8)
-        self._read({name: content}, threads=available_cores())
-        return _shaped(tensor, content)
+        return StoredArray(self._tensor(name), self._read_part)
 
     def read_into(self, name: str, buffer: Any) -> None:
         """Read one tensor into memory.
@@ -104,22 +98,63 @@ class CheckpointFile:
             buffer: Writable contiguous memory of exactly the tensor's ``nbytes``; undefined after an error.
 
         Raises:
-            NotFoundError: There is no such tensor.
+            NotFoundError: There is no such tensor, or no such file as it is stored as differences to.
             InvalidInputError: The memory does not fit.
             CorruptDataError: The tensor is damaged; the message names file, tensor and offset.
         """
         self.read_many_into({name: buffer})
 
     def read_many_into(self, buffers: Mapping[str, Any], *, threads: int | None = None) -> None:
-        """Read tensors into memory, by all cores unless told otherwise. Raises as :meth:`read_into` does."""
-        targets = {name: _writable(self._tensor(name), buffer) for name, buffer in buffers.items()}
-        self._read(targets, threads=threads or available_cores())
+        """Read tensors into memory, by all cores unless told otherwise. Raises as :meth:`read_into` does.
+
+        Everything that can be known without decoding (names, lengths, the base) is checked before memory is written.
+        """
+        tensors = [self._tensor(name) for name in buffers]
+        targets = [(tensor, _writable(tensor, buffers[tensor.name])) for tensor in tensors]
+        self._source.open_base_of(tensors)
+        self._tensors.fill(targets, threads=threads or available_cores())
 
     def read_all(self, *, threads: int | None = None) -> dict[str, npt.NDArray[Any]]:
-        """All tensors. Raises as :meth:`__getitem__` does."""
-        contents = {name: np.empty(tensor.nbytes, np.uint8) for name, tensor in self.tensors.items()}
-        self._read(contents, threads=threads or available_cores())
-        return {name: _shaped(self.tensors[name], content) for name, content in contents.items()}
+        """All tensors. Raises as :meth:`read_into` does."""
+        self._source.open_base_of(self.tensors.values())
+        targets = [(tensor, np.empty(tensor.nbytes, np.uint8)) for tensor in self.tensors.values()]
+        self._tensors.fill(targets, threads=threads or available_cores())
+        return {tensor.name: shaped(tensor, content) for tensor, content in targets}
+
+    def mapped(self, name: str) -> npt.NDArray[Any]:
+        """A read-only view of a tensor in the file itself, its digest checked now: no memory of its own.
+
+        The file must stay as it is while the array is in use: reading from a file that was cut ends the process.
+
+        Raises:
+            NotFoundError: There is no such tensor.
+            InvalidInputError: It does not lie in the file as one piece; the message says why, and what to do.
+            CorruptDataError: It is damaged; the message names file, tensor and offset.
+        """
+        tensor = self._tensor(name)
+        start = self._place_in_file(tensor)
+        if not tensor.nbytes:
+            return np.empty(tensor.shape, DTYPES[tensor.dtype].numpy)
+        page = start - start % mmap.ALLOCATIONGRANULARITY
+        file = self._source.files[0]
+        try:
+            memory = mmap.mmap(file.fd, start - page + tensor.nbytes, access=mmap.ACCESS_READ, offset=page)
+        except OSError as error:
+            raise storage_error(error, "mapping", file.path) from error
+        content = np.frombuffer(memory, np.uint8, tensor.nbytes, start - page)
+        self._tensors.check_digest(tensor, xxhash.xxh3_128_intdigest(content.data))
+        return shaped(tensor, content)
+
+    @property
+    def base(self) -> CheckpointFile | None:
+        """The file beside it that it holds differences to, opened and checked; None if it loads alone.
+
+        Raises:
+            NotFoundError: It is not there.
+            CorruptDataError: It is damaged, or not the file that it was.
+            StorageError: The disk refuses.
+        """
+        return CheckpointFile(self._source.base()) if self.manifest.base is not None else None
 
     @property
     def side_files(self) -> tuple[str, ...]:
@@ -127,50 +162,28 @@ class CheckpointFile:
         return tuple(name.removeprefix(SIDE_FILE) for name in self.manifest.side_files)
 
     def read_side_file(self, name: str) -> bytes:
-        """The content of an embedded file. Raises as :meth:`__getitem__` does."""
-        return self[SIDE_FILE + name].tobytes()
+        """The content of an embedded file. Raises as :meth:`read_into` does."""
+        return self[SIDE_FILE + name].numpy().tobytes()
+
+    def reader(self) -> BlockReader:
+        """A reader of single blocks, for one thread."""
+        return self._source.reader()
 
     def forget_cached(self) -> None:
         """Make what is read next come from the disk instead of the page cache, where the system can."""
-        drop_from_cache(self._fd)
+        for file in self._source.files:
+            drop_from_cache(file.fd)
 
     def verify(self, *, threads: int | None = None) -> None:
         """Read and decode everything, in constant memory.
 
         Raises:
             CorruptDataError: Something is damaged; the message names file, tensor and offset.
+            NotFoundError: The file that it holds differences to is not there.
             StorageError: The disk refuses.
         """
-        windows: dict[int, list[StoredTensor]] = {}
-        for tensor in self.manifest.tensors:
-            windows.setdefault(tensor.region, []).append(tensor)
-
-        def verify_shares(shares: Iterator[tuple[int, list[StoredTensor]]]) -> None:
-            reader = BlockReader(self._fd, str(self.path))
-            for region, tensors in shares:
-                self._verify_region(reader, region, tensors)
-
-        share_out(list(windows.items()), verify_shares, threads=threads or available_cores())
-
-    def _verify_region(self, reader: BlockReader, index: int, tensors: list[StoredTensor]) -> None:
-        region = self.manifest.regions[index]
-        hashers = [xxhash.xxh3_128() for _ in tensors]
-        for block in range(len(region.blocks)):
-            start = block * BLOCK_BYTES
-            owner = next((t.name for t in tensors if t.offset + t.nbytes > start), tensors[0].name)
-            content = reader.read(region, block, owner)
-            for tensor, hasher in zip(tensors, hashers, strict=True):
-                first, last = max(tensor.offset - start, 0), tensor.offset + tensor.nbytes - start
-                if last > first:
-                    hasher.update(content[first:last].data)
-        for tensor, hasher in zip(tensors, hashers, strict=True):
-            self._check_digest(tensor, hasher.intdigest())
-
-    def _check_digest(self, tensor: StoredTensor, digest: int) -> None:
-        if digest != tensor.digest:
-            blocks = self.manifest.regions[tensor.region].blocks
-            offset = blocks[tensor.offset // BLOCK_BYTES].offset if tensor.nbytes else 0
-            raise damaged(str(self.path), tensor.name, offset, "its digest is wrong")
+        self._source.open_base_of(self.manifest.tensors)
+        self._tensors.verify(self.manifest.tensors, threads=threads or available_cores())
 
     def _tensor(self, name: str) -> StoredTensor:
         tensor = self.tensors.get(name)
@@ -180,52 +193,24 @@ class CheckpointFile:
             raise NotFoundError(f"no tensor {name!r} in {self.path}", cure="its names are the keys of .tensors")
         return tensor
 
-    def _read(self, targets: Mapping[str, Bytes], *, threads: int) -> None:
-        """Fill ``targets``. A block that several tensors share is decoded once."""
-        pairs = [(self._tensor(name), out) for name, out in targets.items()]
-        parts: dict[tuple[int, int], list[_Part]] = {}
-        for tensor, out in pairs:
-            for index, part in _parts_of(tensor, out):
-                parts.setdefault((tensor.region, index), []).append(part)
-        regions = self.manifest.regions
-        in_file_order = sorted(parts.items(), key=lambda item: regions[item[0][0]].blocks[item[0][1]].offset)
-        share_out(in_file_order, self._read_shares, threads=threads)
+    def _read_part(self, tensor: StoredTensor, start: int, out: Bytes) -> None:
+        if len(out) == tensor.nbytes:
+            self._tensors.fill([(tensor, out)], threads=available_cores())
+        else:
+            self._tensors.fill_part(tensor, start, out)
 
-        def check_shares(shares: Iterator[tuple[StoredTensor, Bytes]]) -> None:
-            for tensor, out in shares:
-                self._check_digest(tensor, xxhash.xxh3_128_intdigest(out.data))
-
-        share_out(pairs, check_shares, threads=threads)
-
-    def _read_shares(self, shares: Iterator[tuple[tuple[int, int], list[_Part]]]) -> None:
-        reader = BlockReader(self._fd, str(self.path))
-        for (region_index, index), parts in shares:
-            region = self.manifest.regions[region_index]
-            first = parts[0]
-            if len(parts) == 1 and len(first.out) == region.block_bytes(index):
-                reader.read_into(region, index, first.tensor.name, first.out)
-                continue
-            content = reader.read(region, index, first.tensor.name)
-            for part in parts:
-                np.copyto(part.out, content[part.start : part.start + len(part.out)])
-
-
-def _parts_of(tensor: StoredTensor, out: Bytes) -> Iterator[tuple[int, _Part]]:
-    position, end = tensor.offset, tensor.offset + tensor.nbytes
-    while position < end:
-        index, start = divmod(position, BLOCK_BYTES)
-        length = min(BLOCK_BYTES - start, end - position)
-        done = position - tensor.offset
-        yield index, _Part(tensor, start, out[done : done + length])
-        position += length
-
-
-def _shaped(tensor: StoredTensor, content: Bytes) -> npt.NDArray[Any]:
-    values = content.view(DTYPES[tensor.dtype].numpy)
-    if tensor.stride is None or not values.size:
-        return values.reshape(tensor.shape)
-    strides = tuple(step * values.itemsize for step in tensor.stride)
-    return np.lib.stride_tricks.as_strided(values, tensor.shape, strides)
+    def _place_in_file(self, tensor: StoredTensor) -> int:
+        """Offset in the file of a tensor whose bytes lie there as they are, in order and without a gap."""
+        blocks = self._source.blocks_of(tensor)
+        what = f"the tensor {tensor.name!r} of {self.path} cannot be mapped"
+        if tensor.stride is not None:
+            raise InvalidInputError(f"{what}: its elements are not in C order", cure="read it instead")
+        if any(block.encoded.encoding != RAW for block in blocks):
+            cure = "read it instead, or save with compression=False what is to be mapped"
+            raise InvalidInputError(f"{what}: it is compressed", cure=cure)
+        if any(block.end != after.offset for block, after in pairwise(blocks)):
+            raise InvalidInputError(f"{what}: its blocks are not side by side", cure="read it instead")
+        return blocks[0].offset + tensor.offset % BLOCK_BYTES if blocks else 0
 
 
 def _writable(tensor: StoredTensor, buffer: Any) -> Bytes:
@@ -236,67 +221,43 @@ def _writable(tensor: StoredTensor, buffer: Any) -> Bytes:
     return np.frombuffer(memory, np.uint8) if memory.nbytes else np.empty(0, np.uint8)
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointFile:
+def open_checkpoint(path: str | os.PathLike[str], *, copies: Sequence[str | os.PathLike[str]] = ()) -> CheckpointFile:
     """Open a checkpoint of milepost's own format.
+
+    Args:
+        path: The file.
+        copies: Folders with a second copy of it (and of the file it holds differences to), under the same name. What is
+            damaged or missing is taken from there, and said in ``mended``; nothing is written.
 
     Raises:
         NotFoundError: There is no such file.
         CorruptDataError: It is no checkpoint, a later version (``kind`` is ``"unknown-version"``), or damaged.
         StorageError: The disk refuses.
     """
-    path = Path(path).absolute()
+    source = BlockSource(Path(path).absolute(), [Path(folder).absolute() for folder in copies])
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CorruptDataError(f"{path}: it is no file", cure="name a checkpoint file")
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        raise NotFoundError(f"no checkpoint {str(path)!r}", cure="check the path") from None
-    except OSError as error:
-        raise storage_error(error, "opening", path) from error
-    try:
-        size = os.fstat(fd).st_size
-        return CheckpointFile(path, fd, _read_manifest(fd, size), size)
+        return CheckpointFile(source)
     except CorruptDataError as error:
-        os.close(fd)
-        raise CorruptDataError(f"{path}: {error.what}", cure=error.cure, kind=error.kind) from None
-    except OSError as error:
-        os.close(fd)
-        raise storage_error(error, "reading", path) from error
+        source.close()
+        raise CorruptDataError(f"{source.path}: {error.what}", cure=error.cure, kind=error.kind) from None
 
 
-def _read_manifest(fd: int, size: int) -> Manifest:
-    if size < FIRST_BLOCK + TRAILER_BYTES:
-        raise CorruptDataError(f"{size} bytes are too few for a checkpoint", cure="load another checkpoint")
-    check_header(_read_at(fd, 0, HEADER_BYTES))
-    trailer = Trailer.unpack(_read_at(fd, size - TRAILER_BYTES, TRAILER_BYTES), size)
-    text = _read_at(fd, trailer.manifest_offset, trailer.manifest_bytes)
-    if xxhash.xxh3_128_digest(text) != trailer.manifest_digest:
-        offset = trailer.manifest_offset
-        raise CorruptDataError(f"the manifest is damaged at offset {offset}", cure="load another checkpoint")
-    return parse_manifest(text, first=FIRST_BLOCK, end=trailer.manifest_offset)
-
-
-def _read_at(fd: int, offset: int, length: int) -> bytes:
-    buffer = bytearray(length)
-    with memoryview(buffer) as view:
-        return bytes(buffer[: read_fully(fd, view, offset)])
-
-
-def _info(path: Path, manifest: Manifest, size: int) -> CheckpointInfo:
+def _info(source: BlockSource) -> CheckpointInfo:
+    manifest = source.manifest
     facts = decode_tree(manifest.run, leaf=lambda index: index)
     count = len(manifest.tensors) - len(manifest.side_files)
     regions = {tensor.region for tensor in manifest.tensors[:count]}
     try:
         return CheckpointInfo(
-            filename=path.name,
-            path=path,
+            filename=source.path.name,
+            path=source.path,
             experiment_id=str(facts["experiment_id"]),
             step=int(facts["step"]),
             epoch=facts["epoch"],
             metrics=dict(facts["metrics"]),
             is_best=bool(facts["is_best"]),
             timestamp=float(facts["timestamp"]),
-            size=size,
+            size=source.size,
             state_bytes=sum(manifest.regions[index].nbytes for index in regions),
             pinned=bool(facts["pinned"]),
             stall_ms=float(facts["stall_ms"]),

@@ -34,7 +34,7 @@ def read_or_refuse(path: Path) -> bool:
     try:
         with open_checkpoint(path) as file:
             found = file.read_all()
-            alone = file["bias"]
+            alone = file["bias"].numpy()
             step = file.info.step
     except CorruptDataError as error:
         return str(path) in str(error)
@@ -132,7 +132,7 @@ def test_damage_is_named_by_file_tensor_and_offset_and_the_rest_stays_readable(
     with open_checkpoint(path) as file:
         assert (file["left"] == arrays["left"]).all()
         with pytest.raises(CorruptDataError, match=where):
-            _ = file["right"]
+            file["right"].numpy()
         with pytest.raises(CorruptDataError, match=where):
             file.read_all()
     with pytest.raises(CorruptDataError, match=where):
@@ -166,10 +166,10 @@ def test_what_is_not_there_is_said(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_of_a_later_version_is_told_from_a_damaged_one(path: Path) -> None:
-    body = struct.pack("<8sI44x", b"\x89MPCKPT\n", 1)
+    body = struct.pack("<8sI44x", b"\x89MPCKPT\n", 2)
     with open(path, "r+b") as stream:
         stream.write(body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body)))
-    with pytest.raises(CorruptDataError, match="format version 1") as caught:
+    with pytest.raises(CorruptDataError, match="format version 2") as caught:
         open_checkpoint(path)
     assert caught.value.kind == "unknown-version"
 
@@ -192,7 +192,7 @@ def test_reading_and_writing_need_no_torch(tmp_path: Path) -> None:
         "import numpy as np; from tests.unit.checkpoint.container_samples import save\n"
         "from milepost.checkpoint.reading import open_checkpoint\n"
         "path = save(Path(sys.argv[1]) / 'checkpoint_1.milepost', {'w': np.ones(3)})\n"
-        "assert open_checkpoint(path)['w'].sum() == 3\n"
+        "assert open_checkpoint(path)['w'].numpy().sum() == 3\n"
         "assert 'torch' not in sys.modules"
     )
     ended = run_python(code, str(tmp_path))
