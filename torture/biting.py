@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from torture.levels import (
     Outcome,
-    equality,
     garbling_disk,
     order_of_operations,
     random_kills,
@@ -37,7 +36,6 @@ LEVELS: dict[str, Level] = {
         "spool", "both", sample=16, seed=seed, lanes=lanes, progress=_silent
     ),
     "garbling disk": lambda seed, lanes: garbling_disk(seed),
-    "equality": lambda seed, lanes: equality(40, "overlap", seed, lanes=lanes),
     "order of calls": lambda seed, lanes: order_of_operations(),
     "flipped bits": lambda seed, lanes: rotten_bits(200, seed),
 }
@@ -53,7 +51,6 @@ NOTICED_BY: dict[Bug, tuple[str, ...]] = {
     "base_removed": ("sweep of differences",),
     "not_read_back": ("garbling disk",),
     "sealed_early": ("sweep of spools",),
-    "torn_published": ("equality",),
 }
 
 

@@ -21,6 +21,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,13 +62,14 @@ def main(out: Path) -> None:
 
 
 def _announce_renames() -> None:
-    rename = commit.rename_without_replacing
+    module: Any = commit
+    rename = module.rename_without_replacing
 
     def announced(source: str, target: str) -> None:
         sys.audit("os.rename", source, target, -1, -1)
         rename(source, target)
 
-    commit.rename_without_replacing = announced
+    module.rename_without_replacing = announced
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Bugs are planted from outside by replacing functions of the product; the product
 ``base_removed``        retention forgets that differences need their keyframe
 ``not_read_back``       older checkpoints go before the new one was read back
 ``sealed_early``        a spool is sealed while its snapshot still changes
-``torn_published``      an optimizer's step does not wait for an overlapped copy, and nobody compares afterwards
 
 A kill loses no page that the kernel has taken, so the second and the third are invisible to it by nature: the recorded
 order of system calls shows them. The fourth needs damaged bytes, ``not_read_back`` a disk that damages them: that is a
@@ -39,7 +38,6 @@ Bug = Literal[
     "base_removed",
     "not_read_back",
     "sealed_early",
-    "torn_published",
 ]
 BUGS: tuple[Bug, ...] = get_args(Bug)
 
@@ -69,8 +67,6 @@ def plant_in_trainer() -> None:
         _look_at_no_checksum()
     elif bug == "sealed_early":
         _seal_early()
-    elif bug == "torn_published":
-        _publish_torn()
 
 
 def plant_in_companion() -> None:
@@ -164,16 +160,15 @@ def _sync(path: str) -> None:
 
 def _write_in_place() -> None:
     from milepost.checkpoint import commit
+    from milepost.io.direct import NewFile
+    from milepost.io.durable import fsync_directory
 
-    new_file: Callable[[str], Any] = commit.NewFile
-
-    def under_its_name(temporary: str) -> Any:
+    def under_its_name(temporary: str) -> NewFile:
         folder, name = os.path.split(temporary)
-        file = new_file(os.path.join(folder, name.removeprefix(".").removesuffix(".tmp")))
-        return file
+        return NewFile(os.path.join(folder, name.removeprefix(".").removesuffix(".tmp")))
 
     _replace(commit, "NewFile", under_its_name)
-    _replace(commit, "_publish", lambda temporary, path: commit.fsync_directory(path.parent))
+    _replace(commit, "_publish", lambda temporary, path: fsync_directory(path.parent))
 
 
 def _forget_keyframes() -> None:
@@ -222,12 +217,6 @@ def _seal_early() -> None:
             memory[job.arena_bytes // 2] ^= 1
 
     _replace(SpoolSegment, "seal_job", sealed)
-
-
-def _publish_torn() -> None:
-    from milepost.checkpoint.overlap import Overlap
-
-    raise NotImplementedError(Overlap)
 
 
 class _AnyNumber(int):
