@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from milepost.checkpoint.catalog import mark_verified, refresh, scan
 from milepost.checkpoint.commit import commit, remove_stale_temporaries, verify
 from milepost.checkpoint.foreign import verify_foreign
 from milepost.checkpoint.job import SaveJob
+from milepost.checkpoint.keyframes import choose
 from milepost.checkpoint.listing import info_of
 from milepost.checkpoint.pruning import prune
 from milepost.checkpoint.retention import RetentionRule
@@ -77,7 +79,8 @@ def finish_save(
         return info_of(job, path, len(job.tree))
     info, reason = _committed_before(job), ""
     if info is None:
-        info, reason = _commit_with_ranks(job, arena)
+        write = partial(commit, base=_keyframe(job, rule), keep=rule.keep_newest, habits=habits, hurry=hurry)
+        info, reason = _commit_with_ranks(job, arena, write)
     remove_stale_temporaries(path.parent)
     refresh(path.parent)
     report(_change("committed", info, reason))
@@ -103,12 +106,22 @@ def _committed_before(job: SaveJob) -> CheckpointInfo | None:
     return None
 
 
-def _commit_with_ranks(job: SaveJob, arena: memoryview) -> tuple[CheckpointInfo, str]:
+def _keyframe(job: SaveJob, rule: RetentionRule) -> Path | None:
+    """The checkpoint that this one may hold differences to."""
+    if not job.delta:
+        return None
+    chosen = choose(scan(Path(job.path).parent).infos, job, rule.keep_newest)
+    return chosen.path if chosen is not None else None
+
+
+def _commit_with_ranks(
+    job: SaveJob, arena: memoryview, write: Callable[[SaveJob, memoryview], CheckpointInfo]
+) -> tuple[CheckpointInfo, str]:
     """Commit together with what the other ranks left; the second value names ranks that left nothing."""
     wanted = [Path(name) for name in job.side_files]
     present = _wait_for(wanted)
     missing = ", ".join(str(rank_of(file)) for file in wanted if file not in present)
-    info = commit(replace(job, side_files=[str(file) for file in present]), arena)
+    info = write(replace(job, side_files=[str(file) for file in present]), arena)
     for file in present:
         with suppress(OSError):
             file.unlink()

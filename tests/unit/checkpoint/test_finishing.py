@@ -121,3 +121,49 @@ def test_the_state_of_another_rank_is_one_small_file_that_nobody_lists(tmp_path:
     assert info.path == path
     assert changes == []
     assert scan(tmp_path).infos == ()
+
+
+# ---------------------------------------------------------------- differences to a keyframe
+
+
+def frozen(folder: Path, step: int, rule: RetentionRule, **more: Any) -> list[CheckpointChanged]:
+    """Save a model of which a quarter changes from step to step."""
+    tensors = {name: torch.rand(100_000, generator=torch.Generator().manual_seed(7)) for name in "abc"}
+    tensors["learning"] = torch.rand(100_000, generator=torch.Generator().manual_seed(100 + step))
+    arena = Arena()
+    snapshot = Stager().stage(outline({"model": tensors}), arena)
+    job = SaveJob(
+        path=str(folder / f"checkpoint_s_{step}.milepost"),
+        experiment_id="run",
+        delta=True,
+        step=step,
+        timestamp=float(step),
+        tree=snapshot.tree,
+        tensors=snapshot.tensors,
+        arena_bytes=snapshot.nbytes,
+        **more,
+    )
+    changes: list[CheckpointChanged] = []
+    finish_save(job, arena.view, rule, changes.append)
+    return changes
+
+
+def test_a_keyframe_is_shared_and_stays_until_the_last_that_needs_it_goes(tmp_path: Path) -> None:
+    rule = RetentionRule(keep_newest=2)
+    for step in (1, 2, 3, 4):
+        frozen(tmp_path, step, rule)
+    bases = {info.step: info.base for info in scan(tmp_path).infos}
+    assert bases == {1: "", 3: "checkpoint_s_1.milepost", 4: "checkpoint_s_1.milepost"}
+
+    frozen(tmp_path, 5, rule, standalone=True)
+    gone = [change.step for change in frozen(tmp_path, 6, rule) if change.action == "removed"]
+
+    assert gone == [4, 1]
+    assert {info.step: info.base for info in scan(tmp_path).infos} == {5: "", 6: "checkpoint_s_5.milepost"}
+
+
+def test_where_one_is_kept_every_checkpoint_stands_alone(tmp_path: Path) -> None:
+    for step in (1, 2):
+        frozen(tmp_path, step, RULE)
+
+    assert [(info.step, info.base) for info in scan(tmp_path).infos] == [(2, "")]
