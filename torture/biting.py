@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torture.levels import (
     Outcome,
+    equality,
     garbling_disk,
     order_of_operations,
     random_kills,
@@ -35,6 +36,7 @@ LEVELS: dict[str, Level] = {
     "sweep of spools": lambda seed, lanes: sweep_operation(
         "spool", "both", sample=16, seed=seed, lanes=lanes, progress=_silent
     ),
+    "equality": lambda seed, lanes: equality(60, "overlap", seed, lanes=lanes),
     "garbling disk": lambda seed, lanes: garbling_disk(seed),
     "order of calls": lambda seed, lanes: order_of_operations(),
     "flipped bits": lambda seed, lanes: rotten_bits(200, seed),
@@ -51,6 +53,7 @@ NOTICED_BY: dict[Bug, tuple[str, ...]] = {
     "base_removed": ("sweep of differences",),
     "not_read_back": ("garbling disk",),
     "sealed_early": ("sweep of spools",),
+    "torn_published": ("equality",),
 }
 
 

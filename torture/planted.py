@@ -11,6 +11,7 @@ Bugs are planted from outside by replacing functions of the product; the product
 ``base_removed``        retention forgets that differences need their keyframe
 ``not_read_back``       older checkpoints go before the new one was read back
 ``sealed_early``        a spool is sealed while its snapshot still changes
+``torn_published``      an optimizer's step does not wait for an overlapped copy, and nobody compares
 
 A kill loses no page that the kernel has taken, so the second and the third are invisible to it by nature: the recorded
 order of system calls shows them. The fourth needs damaged bytes, ``not_read_back`` a disk that damages them: that is a
@@ -38,6 +39,7 @@ Bug = Literal[
     "base_removed",
     "not_read_back",
     "sealed_early",
+    "torn_published",
 ]
 BUGS: tuple[Bug, ...] = get_args(Bug)
 
@@ -67,6 +69,8 @@ def plant_in_trainer() -> None:
         _look_at_no_checksum()
     elif bug == "sealed_early":
         _seal_early()
+    elif bug == "torn_published":
+        _publish_torn()
 
 
 def plant_in_companion() -> None:
@@ -217,6 +221,14 @@ def _seal_early() -> None:
             memory[job.arena_bytes // 2] ^= 1
 
     _replace(SpoolSegment, "seal_job", sealed)
+
+
+def _publish_torn() -> None:
+    from milepost.checkpoint.overlap import Overlap
+
+    for name in ("before_step", "judge", "settle"):
+        _replace(Overlap, name, lambda *_: None)
+    _replace(Overlap, "on_probation", False)
 
 
 class _AnyNumber(int):
