@@ -14,11 +14,14 @@ import xxhash
 from milepost.core.errors import CorruptDataError
 from milepost.io.direct import ALIGNMENT
 
-__all__ = ["FIRST_BLOCK", "HEADER_BYTES", "TRAILER_BYTES", "Trailer", "check_header", "header"]
+__all__ = ["FIRST_BLOCK", "HEADER_BYTES", "LARGEST_MANIFEST", "TRAILER_BYTES", "Trailer", "check_header", "header"]
 
 HEADER_BYTES = 64
 TRAILER_BYTES = 64
 FIRST_BLOCK = ALIGNMENT
+
+#: Bytes of a manifest that a reader takes into memory: more than 4 million blocks need.
+LARGEST_MANIFEST = 256 << 20
 
 _MAGIC = b"\x89MPCKPT\n"
 _VERSION = 1
@@ -59,6 +62,8 @@ class Trailer:
         _, _, offset, length, digest, total = _TRAILER.unpack_from(data)
         if total != file_bytes or offset < FIRST_BLOCK or offset + length > file_bytes - TRAILER_BYTES:
             raise _damaged(f"the trailer speaks of {total} bytes and a manifest at {offset}, {length} bytes long")
+        if length > LARGEST_MANIFEST:
+            raise _damaged(f"the manifest has {length} bytes, more than {LARGEST_MANIFEST}")
         return cls(manifest_offset=offset, manifest_bytes=length, manifest_digest=digest, file_bytes=total)
 
 

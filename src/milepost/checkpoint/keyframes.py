@@ -8,12 +8,14 @@ Pure: it decides over records and numbers, and touches no file.
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Sequence
 
 from milepost.checkpoint.job import SaveJob
 from milepost.core.records import CheckpointInfo
 
-__all__ = ["choose", "is_due", "pays", "repays"]
+__all__ = ["choose", "pays", "repays"]
 
 #: Saves after which a keyframe is renewed, and after which a best checkpoint takes its place.
 _OLD = 25
@@ -31,19 +33,42 @@ def choose(infos: Sequence[CheckpointInfo], job: SaveJob, rule_keep: int) -> Che
         job: What is to be saved.
         rule_keep: How many of the newest checkpoints are kept. With one, a keyframe would only be one file more.
     """
-    asked = job.format == "milepost" and job.compression and job.delta and not job.standalone
-    own = [info for info in infos if _comparable(info, job)] if asked and rule_keep > 1 else []
-    own.sort(key=lambda info: (info.timestamp, info.step, info.filename))
-    for position in reversed(range(len(own))):
-        if own[position].verified and not own[position].base:
-            due = is_due(len(own) - position, is_best=job.is_best)
-            return None if due else own[position]
-    return None
+    if job.format != "milepost" or not (job.compression and job.delta) or job.standalone or rule_keep < 2:
+        return None
+    own = sorted((info for info in infos if _comparable(info, job)), key=_order)
+    keyframe = _keyframe(own)
+    if keyframe is None:
+        return None
+    age = _saves_between(keyframe, own[own.index(keyframe) + 1 :], job.step)
+    return None if age >= (_OLD_FOR_BEST if job.is_best else _OLD) else keyframe
 
 
-def is_due(age: int, *, is_best: bool) -> bool:
-    """Whether a save that is the ``age``-th after the keyframe becomes the next keyframe itself."""
-    return age >= _OLD or (is_best and age >= _OLD_FOR_BEST)
+def _keyframe(own: Sequence[CheckpointInfo]) -> CheckpointInfo | None:
+    """The newest checkpoint that stands alone and was read back.
+
+    A young keyframe in use does not yield to one that stands alone only because it is the best or pinned.
+    """
+    alone = [info for info in own if info.verified and not info.base]
+    if not alone:
+        return None
+    newest = alone[-1]
+    used = next((info.base for info in reversed(own) if info.base), "")
+    current = next((info for info in alone if info.filename == used), None)
+    if current is None or current is newest or not (newest.is_best or newest.pinned):
+        return newest
+    between = own[own.index(current) + 1 : own.index(newest)]
+    return newest if _saves_between(current, between, newest.step) >= _OLD_FOR_BEST else current
+
+
+def _saves_between(keyframe: CheckpointInfo, later: Sequence[CheckpointInfo], step: int) -> int:
+    """About which save after ``keyframe`` the one at ``step`` is.
+
+    Most of those between were removed long ago, so their number is told from the usual distance of those that are left.
+    """
+    steps = [*(info.step for info in later), step]
+    distances = [after - before for before, after in itertools.pairwise(steps) if after > before]
+    usual = statistics.median(distances) if distances else 0
+    return max(len(steps), round((step - keyframe.step) / usual) if usual else 0)
 
 
 def pays(alone: int, beside: int, *, keep: int) -> bool:
@@ -60,6 +85,10 @@ def pays(alone: int, beside: int, *, keep: int) -> bool:
 def repays(alone: int, saved: int, *, keep: int) -> bool:
     """Whether ``saved`` bytes of each of ``keep`` checkpoints are more than the keyframe takes."""
     return keep * saved > alone
+
+
+def _order(info: CheckpointInfo) -> tuple[float, int, str]:
+    return info.timestamp, info.step, info.filename
 
 
 def _comparable(info: CheckpointInfo, job: SaveJob) -> bool:

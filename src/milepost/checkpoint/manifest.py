@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _LARGEST = 1 << 62
+_MOST_BLOCKS = 1 << 22
 _MOST_DIMENSIONS = 64
 _WIDTHS = (1, 2, 4, 8)
 _HEXADECIMAL = re.compile("[0-9a-f]+")
@@ -260,11 +261,15 @@ def _region_base(node: Node, *, has_base: bool) -> RegionBase | None:
 
 def _regions(nodes: list[Node], first: int, end: int, *, has_base: bool) -> Iterator[Region]:
     extents: list[tuple[int, int]] = []
+    count = 0
     for node in nodes:
         nbytes, width, block_nodes, base_node = _row(node, 4, "a region")
         _whole(nbytes, "a region's length")
         if width not in _WIDTHS or len(_typed(block_nodes, list, "blocks")) != block_count(nbytes):
             _refuse(f"has a region of {nbytes} bytes, width {width!r} and {len(block_nodes)} blocks")
+        count += len(block_nodes)
+        if count > _MOST_BLOCKS:
+            _refuse(f"has more than {_MOST_BLOCKS} blocks")
         blocks = [
             _block(block, width, min(BLOCK_BYTES, nbytes - i * BLOCK_BYTES)) for i, block in enumerate(block_nodes)
         ]

@@ -31,7 +31,7 @@ _STRETCH = 128 << 10
 _FLOAT = np.dtype("<f4")
 _WORD = np.dtype("<u4")
 _PROBE_BYTES = 4096
-_QUANTILE = 0.01
+_QUANTILE = 0.001
 _FEWEST = 64
 
 
