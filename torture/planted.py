@@ -228,7 +228,7 @@ def _publish_torn() -> None:
 
     for name in ("before_step", "judge", "settle"):
         _replace(Overlap, name, lambda *_: None)
-    _replace(Overlap, "on_probation", False)
+    _replace(Overlap, "on_probation", property(lambda _: False))
 
 
 class _AnyNumber(int):
