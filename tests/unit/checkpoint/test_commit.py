@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from milepost.checkpoint.commit import commit, remove_stale_temporaries, verify
+from milepost.checkpoint.reading import open_checkpoint
 from milepost.core.errors import ConflictError, StorageError
 from milepost.io.direct import NewFile
 from tests.unit.checkpoint.container_samples import make_job, run_python, save, stage
@@ -124,6 +125,38 @@ def test_a_limit_of_the_file_size_is_an_error_like_any_other(path: Path, limit: 
     assert ended.returncode == 7, ended.stderr
     assert "file too large" in ended.stdout
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_disk_with_too_little_room_is_known_before_anything_is_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = shutil.disk_usage(path.parent)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    written: list[int] = []
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: written.append(offset) or os_pwrite(fd, data, offset))
+    with pytest.raises(
+        StorageError, match=r"takes about 1\d{6} bytes, and 100000 are free: .*free disk space"
+    ) as caught:
+        save(path, ARRAYS, compression=False)
+    assert caught.value.kind == "no-space"
+    assert written == []
+    assert list(path.parent.iterdir()) == []
+    save(path, {"w": np.zeros(300_000, np.float32)})  # compressed it fits
+
+
+def test_from_the_moment_that_it_hurries_blocks_are_stored_raw(path: Path) -> None:
+    entries, arena = stage({"w": np.zeros(4 << 20, np.float32)})
+    asked: list[int] = []
+
+    def after_three() -> bool:
+        asked.append(1)
+        return len(asked) > 3
+
+    commit(make_job(path, entries, arena), arena, threads=1, hurry=after_three)
+    verify(path)
+    with open_checkpoint(path) as file:
+        encodings = [block.encoded.encoding for block in file.manifest.regions[0].blocks]
+    assert sorted(encodings) == ["raw"] * 5 + ["zzzz"] * 3
 
 
 CAN_MOUNT = shutil.which("unshare") and not subprocess.run(["unshare", "-rm", "true"], check=False).returncode

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from milepost.checkpoint.envelope import LARGEST_MANIFEST, Trailer
 from milepost.checkpoint.manifest import manifest_text, parse_manifest, span_of
 from milepost.core.errors import CorruptDataError
 
@@ -145,6 +146,23 @@ def test_a_manifest_that_contradicts_itself_or_the_file_is_refused(path: tuple[A
 def test_what_is_no_manifest_at_all_is_refused(text: bytes) -> None:
     with pytest.raises(CorruptDataError, match="the manifest"):
         parse_manifest(text, first=FIRST, end=END)
+
+
+def test_more_blocks_than_any_checkpoint_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milepost.checkpoint.manifest._MOST_BLOCKS", 4)
+    parse(sound())
+    monkeypatch.setattr("milepost.checkpoint.manifest._MOST_BLOCKS", 3)
+    with pytest.raises(CorruptDataError, match="more than 3 blocks"):
+        parse(sound())
+
+
+def test_a_manifest_too_long_for_the_memory_is_refused_unread() -> None:
+    place = {"manifest_offset": 4096, "manifest_digest": bytes(16), "file_bytes": 1 << 40}
+    largest = Trailer(manifest_bytes=LARGEST_MANIFEST, **place)
+    assert Trailer.unpack(largest.pack(), 1 << 40) == largest
+    longer = Trailer(manifest_bytes=LARGEST_MANIFEST + 1, **place)
+    with pytest.raises(CorruptDataError, match="more than"):
+        Trailer.unpack(longer.pack(), 1 << 40)
 
 
 def test_few_bytes_cannot_stand_for_many_elements() -> None:
