@@ -98,6 +98,11 @@ class BlockReader:
             base = self._base_block(region.base.region, index, tensor)
             undo_differences(kind, out, base, width=region.width, scale=region.base.scale)
 
+    def check(self, region: Region, index: int, tensor: str) -> None:
+        """Read a block's stored bytes only to see that their checksum holds. Raises as :meth:`read` does."""
+        block = region.blocks[index]
+        self._fetch(block, tensor, self._stored[: block.encoded.stored])
+
     def _base_block(self, region: int, index: int, tensor: str) -> Bytes:
         try:
             return self._base().block(region, index)
