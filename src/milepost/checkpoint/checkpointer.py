@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from milepost.checkpoint.catalog import Scan
+    from milepost.checkpoint.gradients import GradientWatch
     from milepost.checkpoint.selection import Selector
     from milepost.checkpoint.snapshot import Stager
 
@@ -80,12 +81,14 @@ class ModelCheckpointer:
         self._notice = notice
         self._noticed: set[str] = set()
         self._stager: Stager | None = None  # made at the first save: it needs torch, a run may not
+        self._gradients: GradientWatch | None = None  # likewise
         self._lock = threading.RLock()
         self._counts: dict[int, int] = {}
         self._cadence = Cadence(
             every_steps=config.save_frequency,
             every_minutes=config.save_every_minutes,
             max_overhead=config.max_overhead,
+            world_size=world_size,
         )
         self._last_step: int | None = None
         self._last: PendingSave | None = None
@@ -172,7 +175,7 @@ class ModelCheckpointer:
 
     def _save(self, job: SaveJob, started: float, objects: TrainingObjects) -> PendingSave:
         """Stage and hand over; what the world does wrong ends up in the pending save."""
-        self._note_position(objects.loader)
+        self._note(objects)
         pending = PendingSave(Path(job.path), job.step)
         try:
             self._make_folder()
@@ -196,7 +199,7 @@ class ModelCheckpointer:
         waiting_since = time.perf_counter()
         arena = self._writer.arena()
         waited = time.perf_counter() - waiting_since
-        state = state_of(objects, include=self.config.include)
+        state = state_of(objects, include=self.config.include, gradients=self.watch(objects))
         content = outline(state, lossy=job.lossy)
         job = replace(job, tree=content.tree, tensors=content.entries, contents=list(state), timestamp=time.time())
         staged = self._stager.stage(content, arena)
@@ -207,6 +210,14 @@ class ModelCheckpointer:
             stall_ms=1e3 * (time.perf_counter() - started),
         )
         self._writer.submit(job, arena, pending)
+
+    def watch(self, objects: TrainingObjects) -> GradientWatch:
+        """See from now on which gradients the optimizers use up; those that they did not belong to the state."""
+        from milepost.checkpoint.gradients import GradientWatch
+
+        self._gradients = self._gradients or GradientWatch()
+        self._gradients.follow(objects)
+        return self._gradients
 
     def _is_free(self) -> bool:
         return self._writer.is_free()
@@ -260,13 +271,12 @@ class ModelCheckpointer:
             self._last = None
             raise failed.error
 
-    def _note_position(self, loader: Any) -> None:
-        from milepost.checkpoint.position import position_note
+    def _note(self, objects: TrainingObjects) -> None:
+        from milepost.checkpoint.state import notes_at_save
 
-        note = position_note(loader)
-        if note is not None:
+        for topic, note in notes_at_save(objects):
             what, _, cure = note.partition(": ")
-            self._say("position", what, cure)
+            self._say(topic, what, cure)
 
     def _say(self, topic: str, message: str, cure: str = "") -> None:
         if topic in self._noticed:

@@ -23,7 +23,9 @@ from milepost.core.errors import InvalidInputError
 __all__ = [
     "capture_model",
     "describe_model",
+    "is_frozen",
     "named_modules",
+    "named_parameters",
     "named_tensors",
     "refuse_unsupported",
     "restore_model",
@@ -63,6 +65,16 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 yield prefix + name, buffer
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters under every name they have."""
+    return ((name, tensor) for name, tensor in named_tensors(model) if isinstance(tensor, nn.Parameter))
+
+
+def is_frozen(value: Any) -> bool:
+    """Whether ``value`` is a parameter that is not trained."""
+    return isinstance(value, nn.Parameter) and not value.requires_grad
 
 
 def capture_model(model: nn.Module, place: str = "model") -> dict[str, Any]:

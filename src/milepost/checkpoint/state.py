@@ -1,18 +1,17 @@
 """What belongs to the state of a training?
 
 One nested dict of plain values and live tensors: ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``extra``,
-``parameters`` (of the optimizer but not of the model), ``rng``, ``loader`` and ``facts``. Nothing is copied here; the
-snapshot does that. Nothing is changed either: no random number is drawn, no iterator made.
-
-Facts are not state: settings that decide whether the same numbers come out. They are compared at resume and named when
-they differ.
+``parameters`` (of the optimizer but not of the model), ``gradients`` (inside an accumulation), ``rng``, ``loader`` and
+``facts``. Nothing is copied here; the snapshot does that. Nothing is changed either: no random number is drawn, no
+iterator made.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from milepost.checkpoint.arguments import TrainingObjects, is_optimizer
-from milepost.checkpoint.model_state import capture_model, describe_model, named_modules, named_tensors
+from milepost.checkpoint.facts import facts_of
+from milepost.checkpoint.gradients import GradientWatch, capture_gradients
+from milepost.checkpoint.model_state import capture_model, describe_model, is_frozen, named_parameters, named_tensors
 from milepost.checkpoint.optimizer_state import capture_optimizer, parameter_labels
-from milepost.checkpoint.position import capture_position
+from milepost.checkpoint.position import capture_position, position_note, track
 from milepost.checkpoint.rng import capture_generator, capture_rng
 
 __all__ = [
@@ -31,6 +32,9 @@ __all__ = [
     "describe_model",
     "facts_of",
     "is_generator",
+    "notes_at_resume",
+    "notes_at_save",
+    "other_parameters",
     "outside_model",
     "parameter_names",
     "state_of",
@@ -54,12 +58,15 @@ def capture(
     )
 
 
-def state_of(objects: TrainingObjects, *, include: str = "all") -> dict[str, Any]:
+def state_of(
+    objects: TrainingObjects, *, include: str = "all", gradients: GradientWatch | None = None
+) -> dict[str, Any]:
     """The state of a training, by reference. Names in it are those of the inner model, wrappers left out.
 
     Args:
         objects: The live objects.
-        include: ``"all"``, or ``"trainable"``: without frozen parameters.
+        include: ``"all"``, or ``"trainable"``: without frozen parameters of the model; the facts keep their names.
+        gradients: Who has watched the optimizers; None: gradients do not belong to the state.
 
     Raises:
         InvalidInputError: Something in it cannot be saved; the message names its place.
@@ -69,11 +76,16 @@ def state_of(objects: TrainingObjects, *, include: str = "all") -> dict[str, Any
     model, optimizer, extra = objects.model, objects.optimizer, objects.extra
     names = parameter_names(model, extra)
     state: dict[str, Any] = {"model": capture_model(model)}
+    if include == "trainable":
+        state["model"] = {name: value for name, value in state["model"].items() if not is_frozen(value)}
     if optimizer is not None:
         state["optimizer"] = capture_optimizer(optimizer, names)
         outside = outside_model(optimizer, names)
         if outside:
             state["parameters"] = outside
+    held = gradients.held(model, other_parameters(objects, names)) if gradients is not None else {}
+    if held:
+        state["gradients"] = capture_gradients(held)
     for part, value in (("scheduler", objects.scheduler), ("scaler", objects.scaler)):
         if value is not None:
             state[part] = _plain(value.state_dict())
@@ -90,6 +102,27 @@ def capture_rank(loader: Any = None) -> dict[str, Any]:
     if loader is not None:
         state["loader"] = capture_position(loader)
     return state
+
+
+def notes_at_save(objects: TrainingObjects) -> Iterator[tuple[str, str]]:
+    """What cannot be exact in a state taken now, as (topic, sentence); from here on the loader is tracked."""
+    track(objects.loader, begun=True)
+    note = position_note(objects.loader)
+    if note is not None:
+        yield "position", note
+    stages = getattr(objects.scaler, "_per_optimizer_states", {}).values()
+    if any(getattr(state.get("stage"), "name", "") == "UNSCALED" for state in stages):
+        yield "scaler", "the scaler has unscaled gradients that no step has used: save after scaler.update()"
+
+
+def notes_at_resume(objects: TrainingObjects) -> Iterator[str]:
+    """What no checkpoint holds and the script must have built as it was."""
+    schedulers = [objects.scheduler]
+    while schedulers:
+        scheduler = schedulers.pop()
+        schedulers += getattr(scheduler, "_schedulers", [])
+        if any(isinstance(function, FunctionType) for function in getattr(scheduler, "lr_lambdas", [])):
+            yield f"the lambda of {type(scheduler).__name__} is not in the checkpoint: it is the one given here"
 
 
 def parameter_names(model: nn.Module | None, extra: Mapping[str, Any] | None = None) -> dict[int, str]:
@@ -112,6 +145,15 @@ def outside_model(optimizer: Any, names: Mapping[int, str]) -> dict[str, Tensor]
         for label, parameter in zip(group_labels, group["params"], strict=True)
         if id(parameter) not in names
     }
+
+
+def other_parameters(objects: TrainingObjects, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """Parameters outside the model by name: those of modules in ``extra``, and those that only an optimizer holds."""
+    found: dict[str, Tensor] = {}
+    for key, value in (objects.extra or {}).items():
+        if isinstance(value, nn.Module):
+            found |= {f"extra.{key}.{name}": tensor for name, tensor in named_parameters(value)}
+    return found | (outside_model(objects.optimizer, names) if objects.optimizer is not None else {})
 
 
 def is_generator(value: Any) -> bool:
@@ -137,26 +179,3 @@ def _plain(value: Any) -> Any:
     if type(value) in {list, tuple}:
         return type(value)(_plain(part) for part in value)
     return dict(value) if isinstance(value, Counter) else value
-
-
-def facts_of(objects: TrainingObjects) -> dict[str, Any]:
-    """What decides whether a resumed training computes the same numbers, beside its state."""
-    model, optimizer, scheduler = objects.model, objects.optimizer, objects.scheduler
-    modules = list(named_modules(model))
-    return {
-        "optimizer": None if optimizer is None else type(optimizer).__name__,
-        "scheduler": None if scheduler is None else type(scheduler).__name__,
-        "frozen": [name for name, tensor in named_tensors(model) if _is_frozen(tensor)],
-        "other_mode": [path for path, module in modules if module.training != modules[0][1].training],
-        "torch": str(torch.__version__),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "default_dtype": str(torch.get_default_dtype()),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "cudnn_deterministic": torch.backends.cudnn.deterministic,
-    }
-
-
-def _is_frozen(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad

@@ -71,20 +71,23 @@ class Resumption:
             InvalidInputError: Something cannot be saved, or does not fit the checkpoint.
             CorruptDataError: There are checkpoints and none is sound.
         """
+        from milepost.checkpoint.arguments import TrainingObjects
         from milepost.checkpoint.position import position_note, track
         from milepost.checkpoint.restore import resume_objects
         from milepost.checkpoint.snapshot import walk
-        from milepost.checkpoint.state import capture
+        from milepost.checkpoint.state import notes_at_resume, state_of
 
-        objects = {"scaler": scaler, "loader": loader, "extra": extra}
-        walk(capture(model, optimizer, scheduler, **objects))
+        others = {"scaler": scaler, "loader": loader, "extra": extra}
+        objects = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, **others)
+        walk(state_of(objects))
         track(loader)
+        checkpointer.watch(objects)
         note = position_note(loader)
         notes = [note] if note is not None else []
         candidates, damaged = ([], None) if self.fresh else self._candidates(checkpointer)
         for info in candidates:
             try:
-                report = resume_objects(info.path, model, optimizer, scheduler, rank=self.rank, **objects)
+                report = resume_objects(info.path, model, optimizer, scheduler, rank=self.rank, **others)
             except CorruptDataError as error:
                 damaged = error
                 say(f"checkpoint {info.filename} is left out: {error.what}")
@@ -96,7 +99,7 @@ class Resumption:
                 fresh=False,
                 checkpoint=info,
                 lost_steps=max(0, (self.last_step if self.last_step is not None else info.step) - info.step),
-                notes=tuple(dict.fromkeys([*notes, *report.notes])),
+                notes=tuple(dict.fromkeys([*notes, *report.notes, *notes_at_resume(objects)])),
             )
         if damaged is not None:
             raise damaged
