@@ -34,6 +34,7 @@ def make_training() -> tuple[Any, Any]:
         parameter.grad = torch.randn_like(parameter) * 1e-3
     for _ in range(3):
         optimizer.step()
+    optimizer.zero_grad()  # gradients that no step has used yet are state, and would be saved
     return model, optimizer
 
 
