@@ -15,15 +15,11 @@ before memory is allocated for it. An existing file is never replaced.
 
 from __future__ import annotations
 
-import errno
 import gzip
-import io
 import json
 import os
-import pickle
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,27 +28,51 @@ import xxhash
 
 from milepost.checkpoint import safetensors_file
 from milepost.checkpoint.catalog import sidecar_of, text_of
+from milepost.checkpoint.huggingface_folder import weight_files
 from milepost.checkpoint.job import SaveJob, TensorEntry
 from milepost.checkpoint.listing import info_of
 from milepost.checkpoint.naming import map_leaves
 from milepost.checkpoint.regions import state_bytes
+from milepost.checkpoint.safetensors_file import SafetensorsFile
+from milepost.checkpoint.strangers import parts_of_stranger, record_of_stranger
+from milepost.checkpoint.torch_file import notes_on_torch, read_torch_file
 from milepost.checkpoint.tree import decode_tree
-from milepost.core.errors import CorruptDataError, InvalidInputError
+from milepost.core.errors import CorruptDataError, NotFoundError
 from milepost.core.records import CheckpointInfo
-from milepost.io.durable import replace_file, storage_error
+from milepost.io.durable import replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["foreign_format", "read_foreign", "verify_foreign", "write_foreign"]
+__all__ = ["ForeignState", "foreign_format", "open_foreign", "verify_foreign", "write_foreign"]
 
 _PIECE = 8 << 20
 _ABSENT = object()
-_DAMAGE = (RuntimeError, EOFError, zlib.error, ValueError, KeyError, TypeError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignState:
+    """An open file that is not of milepost's format.
+
+    Attributes:
+        info: The record; without a run if somebody else wrote it.
+        state: The state: tensors, or placeholders for tensors of ``file``.
+        file: What placeholders are read from; whoever has this must close it.
+        stranger: Whether somebody else wrote it, so that its names may be others.
+        notes: What the reader should know.
+    """
+
+    info: CheckpointInfo
+    state: dict[str, Any]
+    file: SafetensorsFile | None = None
+    stranger: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def foreign_format(path: str | os.PathLike[str]) -> str | None:
-    """``"pt"``, ``"pt.gz"`` or ``"safetensors"`` by the name of a file; None for milepost's own format."""
+    """The format by the name of a file; ``"huggingface"`` for a folder; None for milepost's own format."""
+    if os.path.isdir(path):
+        return "huggingface"
     name = os.fspath(path).lower()
     endings = {".pt.gz": "pt.gz", ".pth.gz": "pt.gz", ".pt": "pt", ".pth": "pt", ".bin": "pt"}
     endings[".safetensors"] = "safetensors"
@@ -99,90 +119,83 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_foreign(path: Path) -> tuple[CheckpointInfo, dict[str, Any]]:
-    """A file of a foreign format, written by milepost or by somebody else, as record and state.
+def open_foreign(path: Path) -> ForeignState:
+    """A file of a foreign format, written by milepost or by somebody else, or a folder of Hugging Face.
 
     Raises:
+        NotFoundError: There is no such file, or no weights in the folder.
         CorruptDataError: It is damaged.
         InvalidInputError: It holds objects that are neither tensors nor plain values.
     """
-    verify_foreign(path)
     kind = foreign_format(path)
-    with open(path, "rb") as file:
-        content = safetensors_file.read(path, file) if kind == "safetensors" else _read_torch(path, file, kind)
-    own = content.pop("milepost", None)
-    if own is None:
-        return _stranger(path, kind or "pt"), _parts_of_stranger(content)
+    if kind == "huggingface":
+        files = weight_files(path)
+    elif path.exists():
+        files = [path]
+        verify_foreign(path)
+    else:
+        raise NotFoundError(f"no checkpoint {str(path)!r}", cure="check the path")
+    if files[0].suffix == ".safetensors":
+        return _open_safetensors(path, files, kind or "")
+    content: dict[str, Any] = {}
+    for file in files:
+        content |= read_torch_file(file, packed=kind == "pt.gz")
+    if "milepost" in content:
+        own = content.pop("milepost")
+        return _ours(path, own, [_as_it_was(*pair) for pair in _with_originals(own)])
+    parts = parts_of_stranger(content)
+    info = record_of_stranger(path, kind or "", content, parts)
+    return ForeignState(info=info, state=parts, stranger=True, notes=notes_on_torch(_torch_version()))
+
+
+def _open_safetensors(path: Path, files: list[Path], kind: str) -> ForeignState:
+    from milepost.checkpoint.read_plan import placeholder_of
+
+    file = SafetensorsFile(files)
     try:
-        tree = json.loads(own["tree"])
-        tensors = own["tensors"]
-        state = decode_tree(tree, leaf=lambda index: tensors[index])
+        if "milepost" in file.metadata:
+            own = json.loads(file.metadata["milepost"])
+            file.rename(own["order"], own["names"], own["original"])
+            tensors = [placeholder_of(file.tensors[name]) for name in own["names"]]
+            return replace(_ours(path, own, tensors), file=file)
+        model = {name: placeholder_of(tensor) for name, tensor in file.tensors.items()}
+        parts = parts_of_stranger(model)
+        info = record_of_stranger(path, kind, {}, parts)
+        return ForeignState(info=info, state=parts, file=file, stranger=True)
+    except (ValueError, KeyError, TypeError) as error:
+        file.close()
+        raise error if isinstance(error, CorruptDataError) else _misfit(path, error) from None
+
+
+def _ours(path: Path, own: dict[str, Any], tensors: list[Any]) -> ForeignState:
+    """What milepost wrote, as it was."""
+    try:
+        state = decode_tree(json.loads(own["tree"]), leaf=lambda index: tensors[index])
         described = own["info"]
         state["ranks"] = {
             int(rank): decode_tree(json.loads(text), leaf=lambda _: None) for rank, text in own["ranks"].items()
         }
         job = SaveJob(path=str(path), tree="", tensors=[], arena_bytes=0, **described)
-        info = replace(info_of(job, Path(job.path), path.stat().st_size), state_bytes=own["state_bytes"])
+        info = replace(info_of(job, path, path.stat().st_size), state_bytes=own["state_bytes"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise _damaged(path, f"what milepost wrote about it does not fit ({error})") from None
-    return info, state
+        raise _misfit(path, error) from None
+    return ForeignState(info=info, state=state)
 
 
-def _read_torch(path: Path, file: io.BufferedReader, kind: str | None) -> dict[str, Any]:
+def _with_originals(own: dict[str, Any]) -> list[tuple[Tensor, str | None]]:
+    return [(tensor, own["original"].get(str(index))) for index, tensor in enumerate(own["tensors"])]
+
+
+def _as_it_was(tensor: Tensor, original: str | None) -> Tensor:
     import torch
 
-    try:
-        source = io.BytesIO(gzip.GzipFile(fileobj=file).read()) if kind == "pt.gz" else file
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InvalidInputError(
-            f"{path} holds more than tensors and plain values ({str(error).splitlines()[0]})",
-            cure="load it with torch.load(weights_only=False) if you trust it, and save its state_dict",
-        ) from None
-    except OSError as error:
-        if error.errno not in {None, errno.EINVAL}:  # what torch's and gzip's readers make of a cut file
-            raise storage_error(error, "reading", path) from error
-        raise _damaged(path, str(error)) from None
-    except _DAMAGE as error:
-        raise _damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    if not isinstance(content, dict):
-        raise InvalidInputError(f"{path} holds a {type(content).__name__}, not a dict of tensors", cure="save a dict")
-    return dict(content)
+    return tensor if original is None else tensor.to(getattr(torch, original))
 
 
-def _stranger(path: Path, kind: str) -> CheckpointInfo:
-    status = path.stat()
-    return CheckpointInfo(
-        filename=path.name,
-        path=path,
-        experiment_id="",
-        step=0,
-        timestamp=status.st_mtime,
-        size=status.st_size,
-        format=kind,
-        contents=("model",),
-    )
+def _torch_version() -> str:
+    import torch
 
-
-def _parts_of_stranger(content: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a file that somebody else wrote, under the names people use for them."""
-    parts: dict[str, Any] = {}
-    for part in ("model", "optimizer", "scheduler", "scaler"):
-        for name in (f"{part}_state_dict", part, *(("state_dict",) if part == "model" else ())):
-            if isinstance(content.get(name), Mapping):
-                parts[part] = content[name]
-                break
-    if "model" not in parts:
-        parts["model"] = content
-    parts["model"] = _without_wrapper(dict(parts["model"]))
-    return parts
-
-
-def _without_wrapper(model: dict[str, Any]) -> dict[str, Any]:
-    for prefix in ("_orig_mod.", "module.", "_orig_mod."):
-        if model and all(name.startswith(prefix) for name in model):
-            model = {name.removeprefix(prefix): value for name, value in model.items()}
-    return model
+    return str(torch.__version__)
 
 
 def _write_pt(job: SaveJob, arena: memoryview, file: Any) -> None:
@@ -215,8 +228,16 @@ def _own(job: SaveJob) -> dict[str, Any]:
     """What milepost needs beside the tensors to restore exactly."""
     ranks = {name.rpartition(".rank")[2]: Path(name).read_text("utf-8", "surrogatepass") for name in job.side_files}
     info = {name: getattr(job, name) for name in ("format", "experiment_id", "step", "epoch", "metrics", "is_best")}
-    info |= {name: getattr(job, name) for name in ("pinned", "timestamp", "stall_ms", "attempt", "contents")}
-    return {"info": info, "tree": job.tree, "ranks": ranks, "state_bytes": state_bytes(job.tensors)}
+    info |= {name: getattr(job, name) for name in ("pinned", "timestamp", "stall_ms", "wait_ms", "attempt", "contents")}
+    info |= {"include": job.include, "lossy": job.lossy}
+    original = {str(index): entry.original for index, entry in enumerate(job.tensors) if entry.original}
+    return {
+        "info": info,
+        "tree": job.tree,
+        "ranks": ranks,
+        "original": original,
+        "state_bytes": state_bytes(job.tensors),
+    }
 
 
 def _tensor(entry: TensorEntry, arena: memoryview) -> Tensor:
@@ -250,6 +271,10 @@ def _is_plain(value: Any) -> bool:
     if value is None or type(value) in {bool, int, float, str, dict, list, tuple}:
         return True  # containers that come here are empty
     return type(value).__name__ in {"Tensor", "Parameter"} and type(value).__module__.startswith("torch")
+
+
+def _misfit(path: Path, error: Exception) -> CorruptDataError:
+    return _damaged(path, f"what milepost wrote about it does not fit ({error})")
 
 
 def _damaged(path: Path, what: str) -> CorruptDataError:

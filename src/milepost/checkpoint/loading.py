@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,6 +27,8 @@ from milepost.core.records import CheckpointInfo
 
 if TYPE_CHECKING:
     import torch
+
+    from milepost.checkpoint.safetensors_file import SafetensorsFile
 
 __all__ = ["LoadedState", "StoredState", "load", "load_state", "open_checkpoint", "open_state"]
 
@@ -49,12 +51,22 @@ class StoredState:
     Attributes:
         info: The record.
         state: The state; with real tensors where a foreign format gave them at once.
-        file: What the tensors are read from; None for a foreign format.
+        file: What the tensors are read from; None where all of them are there.
+        stranger: Whether somebody else wrote it, so that its names may be others.
+        foreign_notes: What is to be known of a foreign format.
     """
 
     info: CheckpointInfo
     state: dict[str, Any]
-    file: CheckpointFile | None
+    file: CheckpointFile | SafetensorsFile | None
+    stranger: bool = False
+    foreign_notes: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader should know: also what was damaged so far and taken from a copy."""
+        mended = self.file.mended if isinstance(self.file, CheckpointFile) else ()
+        return (*self.foreign_notes, *mended)
 
     def require_base(self) -> None:
         """Open the keyframe that the file holds differences to, if there is one.
@@ -63,7 +75,7 @@ class StoredState:
             CorruptDataError: It is not there, or damaged.
         """
         try:
-            _ = self.file.base if self.file is not None else None
+            _ = self.file.base if isinstance(self.file, CheckpointFile) else None
         except NotFoundError as error:
             raise CorruptDataError(error.what, cure=error.cure, kind="missing-keyframe") from None
 
@@ -139,14 +151,19 @@ def open_state(path: str | os.PathLike[str] | CheckpointInfo, *, copies: Sequenc
         NotFoundError: There is no such file.
         CorruptDataError: It is damaged; the message names file and place.
     """
-    from milepost.checkpoint.foreign import foreign_format, read_foreign
+    from milepost.checkpoint.foreign import foreign_format, open_foreign
 
     file_path = _file(path)
     if foreign_format(file_path) is not None:
-        if not file_path.exists():
-            raise NotFoundError(f"no checkpoint {str(file_path)!r}", cure="check the path")
-        info, state = read_foreign(file_path)
-        yield StoredState(info=info, state=state, file=None)
+        foreign = open_foreign(file_path)
+        with closing(foreign.file) if foreign.file is not None else nullcontext():
+            yield StoredState(
+                info=foreign.info,
+                state=foreign.state,
+                file=foreign.file,
+                stranger=foreign.stranger,
+                foreign_notes=foreign.notes,
+            )
         return
     with open_checkpoint(file_path, copies=copies) as file:
         yield StoredState(info=file.info, state=_outline(file) | {"ranks": _ranks(file)}, file=file)

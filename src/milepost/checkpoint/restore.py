@@ -23,7 +23,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from milepost.checkpoint.arguments import TrainingObjects, is_optimizer
+from milepost.checkpoint.facts import differing_facts, facts_of
 from milepost.checkpoint.fit import Fit
+from milepost.checkpoint.gradients import restore_gradients
 from milepost.checkpoint.loading import StoredState, open_state
 from milepost.checkpoint.model_state import named_modules, named_tensors
 from milepost.checkpoint.naming import named_leaves
@@ -32,7 +34,8 @@ from milepost.checkpoint.optimizer_state import parameter_labels
 from milepost.checkpoint.position import restore_position
 from milepost.checkpoint.read_plan import ReadPlan, TensorFile
 from milepost.checkpoint.rng import restore_generator, restore_rng
-from milepost.checkpoint.state import facts_of, is_generator, outside_model, parameter_names
+from milepost.checkpoint.state import is_generator, outside_model, parameter_names
+from milepost.checkpoint.strangers import aligned
 from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError, StorageError
 from milepost.core.records import CheckpointInfo
 
@@ -125,9 +128,11 @@ def restore_stored(
         )
     stored.require_base()
     frozen = stored.state.get("facts", {}).get("frozen", ()) if stored.info.include == "trainable" else ()
-    restored = restore(stored.state, objects, strict=strict, wanted=wanted, frozen=frozen, file=stored.file)
-    mended = stored.file.mended if stored.file is not None else ()
-    return replace(restored, notes=(*restored.notes, *mended))
+    state = stored.state
+    if stored.stranger and objects.model is not None and "model" in state:
+        state = state | {"model": aligned(state["model"], [name for name, _ in named_tensors(objects.model)])}
+    restored = restore(state, objects, strict=strict, wanted=wanted, frozen=frozen, file=stored.file)
+    return replace(restored, notes=(*restored.notes, *stored.notes))
 
 
 def _matches(patterns: Collection[str], name: str) -> bool:
@@ -165,6 +170,7 @@ class _Restoration:
         if self._objects.optimizer is not None:
             self._plan_outside(self._state.get("parameters", {}))
             self._plan_optimizer(self._objects.optimizer, self._state.get("optimizer"), "optimizer")
+            self._plan_gradients(self._state.get("gradients", {}))
         for part in ("scheduler", "scaler"):
             target = getattr(self._objects, part)
             if target is not None and part in self._state:
@@ -230,6 +236,30 @@ class _Restoration:
         unfit = check_optimizer(optimizer, saved, labels, self.fit)
         self.finishing.append(plan_optimizer(optimizer, saved, labels, self.reading, unfit=unfit, whole=self._whole))
 
+    def _plan_gradients(self, saved: Mapping[str, Any]) -> None:
+        """Gradients inside of an accumulation; they mean something only to who goes on with the optimizer."""
+        model = self._objects.model
+        if model is None or not saved or not self._wants_part(saved, "gradients"):
+            return
+        others = outside_model(self._objects.optimizer, self._names)
+        parameters = dict(named_tensors(model)) | others
+        gradients: dict[str, Any] = {}
+        for name, value in saved.items():
+            parameter = parameters.get(name)
+            if not isinstance(value, Tensor):
+                gradients[name] = self.reading.materialise(value)
+            elif parameter is not None and parameter.shape == value.shape:
+                gradients[name] = self._planned_gradient(parameter, value)
+        self.finishing.append(lambda: _set_gradients(parameters, gradients))
+        self.finishing.append(lambda: restore_gradients(model, gradients, others))
+
+    def _planned_gradient(self, parameter: Tensor, saved: Tensor) -> Tensor:
+        live = parameter.grad
+        if live is None or live.dtype != saved.dtype or live.layout != saved.layout:
+            return self.reading.allocate(saved, parameter.device)
+        self.reading.write(live, saved)
+        return live
+
     def _labels(self, optimizer: Any, saved: Mapping[str, Any], place: str) -> Sequence[Sequence[str]]:
         """Names of the live parameters; where no model tells them, the saved names in the saved order."""
         by_order = [list(group.get("param_names", ())) for group in saved["param_groups"]]
@@ -269,6 +299,12 @@ def _can_restore(value: Any) -> bool:
     if isinstance(value, (nn.Module, dict, list, Tensor)) or is_optimizer(value) or is_generator(value):
         return True
     return hasattr(value, "load_state_dict")
+
+
+def _set_gradients(parameters: Mapping[str, Tensor], gradients: Mapping[str, Any]) -> None:
+    for name, gradient in gradients.items():
+        if isinstance(gradient, Tensor):
+            parameters[name].grad = gradient
 
 
 def _replace_content(value: Any, saved: Any) -> None:
@@ -354,18 +390,6 @@ def resume_objects(
         parts = {part: stored.state[part] for part in ("rng", "loader", "ranks") if part in stored.state}
         position = stored.read(parts)  # before anything is changed
         restored = restore_stored(stored, objects)
-        notes = [*restored.notes, *_differing_facts(stored.state.get("facts", {}), facts_of(objects))]
+        notes = [*restored.notes, *differing_facts(stored.state.get("facts", {}), facts_of(objects))]
     notes += restore_training_position(position, loader, rank=rank)
     return ResumeReport(info=stored.info, notes=tuple(notes))
-
-
-def _differing_facts(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    return [
-        f"not bit-exact for sure: {name} was {_short(saved[name])}, is {_short(value)}"
-        for name, value in present.items()
-        if name in saved and saved[name] != value
-    ]
-
-
-def _short(value: Any) -> str:
-    return f"{len(value)} names" if isinstance(value, list) and len(value) > 3 else str(value)

@@ -495,7 +495,7 @@ def test_a_resume_names_what_may_make_it_inexact(tmp_path: Path) -> None:
     assert [note.split(":")[1].split(" was")[0].strip() for note in notes] == [
         "frozen",
         "other_mode",
-        "deterministic_algorithms",
+        "are_deterministic_algorithms_enabled",
     ]
 
 

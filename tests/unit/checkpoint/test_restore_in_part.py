@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from milepost.checkpoint.arguments import TrainingObjects
 from milepost.checkpoint.checkpointer import ModelCheckpointer
 from milepost.checkpoint.loading import StoredState, open_state
-from milepost.checkpoint.restore import restore_stored
+from milepost.checkpoint.restore import restore, restore_stored
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError
 
@@ -168,8 +168,26 @@ def test_damage_found_while_reading_says_that_a_part_is_loaded_and_leaves_the_pl
     scheduler.last_epoch = 77
     optimizer.param_groups[0]["lr"] = 0.125
 
-    with pytest.raises(CorruptDataError, match="model.weight.*now hold a part of it"):
+    with pytest.raises(CorruptDataError, match=r"model\.weight.*now hold a part of it"):
         checkpointer(tmp_path).load_checkpoint(path, model, optimizer, scheduler)
 
     assert scheduler.last_epoch == 77
     assert optimizer.param_groups[0]["lr"] == 0.125
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_gradients_inside_an_accumulation_come_back_with_the_optimizer(tmp_path: Path, there: bool) -> None:
+    model, optimizer = trained()
+    optimizer.zero_grad()
+    model(torch.randn(2, 4)).sum().backward()
+    wanted = [parameter.grad.clone() for parameter in model.parameters()]
+    with open_state(saved(tmp_path, model, optimizer)) as stored:
+        state = stored.read(stored.state)
+    state["gradients"] = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    other, other_optimizer = trained()
+    other_optimizer.zero_grad(set_to_none=not there)
+
+    restore(state, TrainingObjects(model=other, optimizer=other_optimizer))
+
+    for parameter, gradient in zip(other.parameters(), wanted, strict=True):
+        assert torch.equal(parameter.grad, gradient)
