@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -20,10 +22,17 @@ def text_of(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+def commands_of(group: Any) -> Iterator[tuple[str, Any]]:
+    """Every command with its words, and the groups of commands."""
+    for name, inner in group.commands.items():
+        yield name, inner
+        if hasattr(inner, "commands"):
+            yield from ((f"{name} {words}", command) for words, command in commands_of(inner))
+
+
 def test_every_command_and_option_is_on_the_page_of_the_terminal() -> None:
     page = text_of("docs/terminal.md")
-    command = typer.main.get_command(app)
-    for name, inner in command.commands.items():  # type: ignore[attr-defined]
+    for name, inner in commands_of(typer.main.get_command(app)):
         assert f"`milepost {name}" in page, name
         for option in (option for parameter in inner.params for option in parameter.opts if option.startswith("--")):
             assert option in page, f"{name} {option}"

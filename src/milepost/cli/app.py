@@ -1,8 +1,8 @@
 """What does ``milepost`` do with what was typed?
 
-It reads; only ``checkout``, ``doctor`` and ``demo`` write, and they say what. Exit codes: 0 all is well; 1 something is
-wrong that was asked about (there is no such run, a file is damaged, ``doctor`` left something open); 2 the command was
-not understood.
+It reads; only ``checkout``, ``doctor``, ``demo`` and a few commands below ``checkpoints`` write, and they say what.
+Exit codes: 0 all is well; 1 something is wrong that was asked about (there is no such run, a file is damaged,
+``doctor`` left something open); 2 the command was not understood.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from milepost.cli import commands, demo
+from milepost.cli import checkpoints, commands, demo
 from milepost.cli.options import AsJson, Folder
 from milepost.cli.words import plain
 from milepost.core.errors import InvalidCallError, InvalidInputError, MilepostError
@@ -26,12 +26,12 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, context
 for command in (
     commands.runs,
     commands.show,
-    commands.checkpoints,
     commands.checkout,
     commands.doctor,
     demo.demo,
 ):
     app.command()(command)
+app.add_typer(checkpoints.app, name="checkpoints")
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from milepost.companion.doctor import Finding
     from milepost.runs.store import Store
 
-__all__ = ["checkout", "checkpoints", "doctor", "runs", "show", "status"]
+__all__ = ["checkout", "doctor", "runs", "show", "status"]
 
 
 def _store(folder: Path | None) -> Store:
@@ -66,18 +66,6 @@ def show(
     else:
         page = views.run_view(run)
         print_json(page) if as_json else pages.print_run(page)
-
-
-def checkpoints(name: RunName, folder: Folder = None, as_json: AsJson = False) -> None:
-    """The checkpoints of one run, by step."""
-    from milepost.cli.pages import print_checkpoints
-    from milepost.cli.views import checkpoint_views
-
-    listed = checkpoint_views(_store(folder)[name])
-    if as_json:
-        print_json(listed)
-    else:
-        print_checkpoints(listed)
 
 
 def checkout(

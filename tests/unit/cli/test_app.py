@@ -14,7 +14,7 @@ from tests.unit.cli.stage import MAIN, Stage
 
 def test_what_is_there_gives_0(stage: Stage) -> None:
     stage.run("bert_1")
-    for words in ((), ("runs",), ("show", "bert"), ("checkpoints", "bert"), ("--version",), ("--help",)):
+    for words in ((), ("runs",), ("show", "bert"), ("checkpoints", "list", "bert"), ("--version",), ("--help",)):
         done = stage.call(*words)
         assert (done.returncode, done.stderr) == (0, ""), words
 
@@ -89,7 +89,18 @@ def tell_of(*packages: str) -> str:
     return f"import atexit, sys; atexit.register(lambda: print({loaded}, file=sys.stderr))"
 
 
-@pytest.mark.parametrize("words", ["", "runs", "show bert", "checkpoints bert", "doctor --dry-run"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "runs",
+        "show bert",
+        "checkpoints list bert",
+        "checkpoints verify",
+        "checkpoints prune bert --dry-run",
+        "doctor --dry-run",
+    ],
+)
 def test_no_command_that_reads_loads_torch_or_a_network(stage: Stage, words: str) -> None:
     stage.run("bert_1")
     assert stage.call(*words.split(), first=tell_of("torch", "wandb", "tensorboard", "ssl")).stderr == "\n"

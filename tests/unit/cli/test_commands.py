@@ -165,11 +165,11 @@ def test_checkpoints_are_marked_best_latest_and_gone(stage: Stage) -> None:
         committed(story.layout, 20, pinned=True),
         committed(story.layout, 30, present=False),
     )
-    listed = {one["step"]: one for one in stage.ask_json("checkpoints", "bert")}
+    listed = {one["step"]: one for one in stage.ask_json("checkpoints", "list", "bert")}
     assert [step for step, one in listed.items() if one["is_best"]] == [10]
     assert [step for step, one in listed.items() if one["is_latest"]] == [20]
     assert [step for step, one in listed.items() if not one["present"]] == [30]
-    rows = stage.ask("checkpoints", "bert").stdout.splitlines()[1:]
+    rows = stage.ask("checkpoints", "list", "bert").stdout.splitlines()[1:]
     assert "★ best" in rows[0]
     assert "latest ⚑ pinned" in rows[1]
     assert "✗ gone" in rows[2]
@@ -262,7 +262,7 @@ def test_names_from_a_store_of_somebody_else_move_no_cursor(stage: Stage) -> Non
     story.tell(
         committed(story.layout, 1, metrics={evil: 1.0}), StatusChanged(status="failed", reason=evil, traceback=evil)
     )
-    for words in ((), ("runs",), ("show", "bert_1"), ("checkpoints", "bert_1")):
+    for words in ((), ("runs",), ("show", "bert_1"), ("checkpoints", "list", "bert_1")):
         printed = stage.ask(*words).stdout
         assert not {"\x1b", "\x9b", "\r", "\u202e"} & set(printed), words
     assert "[red]x[/red]" in stage.ask("show", "bert_1").stdout
