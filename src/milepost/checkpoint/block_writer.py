@@ -47,26 +47,35 @@ class BlockWriter:
         self._file = file
         self._lock = threading.Lock()
 
-    def write(self, layout: Layout, *, threads: int) -> None:
+    def write(self, layout: Layout, *, threads: int, first: Callable[[int], None] | None = None) -> None:
         """Encode and write all blocks, and fill in those of the layout's sources.
+
+        Args:
+            layout: What to write.
+            threads: How many encode.
+            first: Told each region before its blocks, in one of the threads.
 
         Raises:
             CorruptDataError: The base is damaged.
             OSError: As the kernel gives it. After any error the file is to be abandoned.
         """
 
-        def work(shares: Iterator[tuple[Source, int]]) -> None:
+        def work(shares: Iterator[tuple[int, int]]) -> None:
             outbox = _Outbox(self._file, self)
-            for source, index in shares:
-                outbox.add(source, index)
+            for region, index in shares:
+                if index >= 0:
+                    outbox.add(layout.sources[region], index)
+                elif first is not None:
+                    first(region)
             outbox.flush()
 
         # large regions first, so that the threads end together
-        sources = sorted(layout.sources, key=lambda source: -source.nbytes)
-        blocks = [(source, index) for source in sources for index in range(len(source.blocks))]
+        order = sorted(range(len(layout.sources)), key=lambda region: -layout.sources[region].nbytes)
+        start = 0 if first is None else -1
+        shares = [(region, index) for region in order for index in range(start, len(layout.sources[region].blocks))]
         # one more thread than cores: whenever one waits for the disk, another has a core; but each fills its buffer
-        useful = 1 + sum(source.nbytes for source in sources) // _BUFFER_BYTES
-        share_out(blocks, work, threads=min(threads + 1, useful))
+        useful = 1 + sum(source.nbytes for source in layout.sources) // _BUFFER_BYTES
+        share_out(shares, work, threads=min(threads + 1, useful))
 
     def reserve(self, length: int) -> int:
         """The next free offset, with ``length`` bytes behind it taken."""
@@ -92,11 +101,21 @@ class _Outbox:
         """Encode one block; write the buffer if no other would fit."""
         if source.same:
             source.blocks[index] = _NOTHING
+        elif source.plan is None and _is_aligned(data := source.block(index)):
+            self._write_in_place(source, index, data)
         else:
             self._encode(source, index)
         source.done()
         if self._used + _ROOM > _BUFFER_BYTES:
             self.flush()
+
+    def _write_in_place(self, source: Source, index: int, data: Bytes) -> None:
+        """Write a raw block out of the snapshot itself: one copy less."""
+        offset = self._owner.reserve(len(data))
+        checksum = xxhash.xxh3_64_intdigest(data.data)
+        self._file.write(data.data, offset)
+        encoded = EncodedBlock(encoding=RAW, lanes=(len(data),))
+        source.blocks[index] = Block(offset=offset, encoded=encoded, checksum=checksum)
 
     def _encode(self, source: Source, index: int) -> None:
         start = self._advance(padded(self._used, ALIGNMENT if source.plan is None else LANE_ALIGNMENT))
@@ -135,3 +154,7 @@ class _Outbox:
     def _advance(self, end: int) -> int:
         self._bytes[self._used : end] = 0  # an older block must not show through
         return end
+
+
+def _is_aligned(data: Bytes) -> bool:
+    return len(data) % ALIGNMENT == 0 and data.ctypes.data % ALIGNMENT == 0

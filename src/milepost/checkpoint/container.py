@@ -114,7 +114,7 @@ def write_container(
     _check_room(Path(job.path), min(expected, habits.taken or expected) if habits is not None else expected)
     file.preallocate(expected)
     writer = BlockWriter(file, start=FIRST_BLOCK, base=regions, hurry=hurry)
-    writer.write(layout, threads=threads)
+    writer.write(layout, threads=threads, first=None if job.compression else surveyor.hash)
     manifest = _manifest(job, tree, layout, surveyor.digests, base)
     size = _write_ends(file, manifest_text(manifest), writer.end)
     if habits is not None:

@@ -96,7 +96,10 @@ class Source:
         with self._lock:
             if self._content is None:
                 pieces = [load() for load in self._loads]
-                self._content = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                if not self._pending:
+                    return whole
+                self._content = whole
             return self._content
 
     def block(self, index: int) -> Bytes:

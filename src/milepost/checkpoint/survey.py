@@ -97,6 +97,8 @@ class Surveyor:
     def survey(self, *, threads: int, keep: int) -> int:
         """Hash everything and plan every region; returns about how many bytes will be stored.
 
+        Without compression nothing is planned, and :meth:`hash` is left to whoever writes and has to wait for the disk.
+
         Args:
             threads: How many look.
             keep: How many checkpoints will hold differences to the base.
@@ -104,23 +106,28 @@ class Surveyor:
         Raises:
             CorruptDataError: The base is damaged.
         """
-        order = sorted(self._windows, key=lambda region: -self._layout.sources[region].nbytes)
-        share_out(order, self._look_at, threads=threads)
+        if self._compression:
+            order = sorted(self._windows, key=lambda region: -self._layout.sources[region].nbytes)
+            share_out(order, self._look_at, threads=threads)
         if self._base is not None:
             self._weigh(keep)
         return sum(map(_expected, self._layout.sources))
 
     def _look_at(self, regions: Iterator[int]) -> None:
-        codec = BlockCodec() if self._compression else None
+        codec = BlockCodec()
         for index in regions:
+            self.hash(index)
             source = self._layout.sources[index]
-            content = source.content()
-            for window in self._windows[index]:
-                self.digests[window.index] = xxhash.xxh3_128_intdigest(content[window.start : window.end].data)
-            if codec is not None and source.nbytes:
+            if source.nbytes:
                 self._relate(source, self._windows[index])
                 self._plan(source, codec)
             source.let_go()
+
+    def hash(self, region: int) -> None:
+        """Take the digests of a region's tensors."""
+        content = self._layout.sources[region].content()
+        for window in self._windows[region]:
+            self.digests[window.index] = xxhash.xxh3_128_intdigest(content[window.start : window.end].data)
 
     def _relate(self, source: Source, windows: list[_Window]) -> None:
         """Find the region of the base that this one is to be compared with, and whether they are known to be equal."""
