@@ -117,6 +117,8 @@ class _Check:
         for attempt in self._claims.attempts:
             for complaint in attempt.complaints:
                 self._problem(f"attempt {attempt.number}: {complaint}")
+            if attempt.gave_up and len(attempt.companion_killed_at) < 2:
+                self._problem(f"attempt {attempt.number}: a save was given up, and not two companions were killed")
         self._one_run()
         self._metrics()
         self._checkpoints()

@@ -57,6 +57,8 @@ class Attempt:
         end_acknowledged: It returned.
         trainer_killed_at: Monotonic nanoseconds.
         companion_killed_at: Monotonic nanoseconds, each time.
+        gave_up: It was told that a save is given up because two companions died over it; no save that was not committed
+            is promised then.
         complaints: What the worker itself found wrong (restored weights that are not those of the checkpoint).
     """
 
@@ -73,6 +75,7 @@ class Attempt:
     done: bool = False
     trainer_killed_at: int = 0
     companion_killed_at: list[int] = field(default_factory=list)
+    gave_up: bool = False
     complaints: list[str] = field(default_factory=list)
 
     def take(self, line: str) -> None:
@@ -100,6 +103,8 @@ class Attempt:
                 self.end_intended = True
             case "ended":
                 self.end_acknowledged = True
+            case "given-up":
+                self.gave_up = True
             case "complaint":
                 self.complaints.append(text)
             case _:
@@ -144,7 +149,7 @@ class Claims:
 
     def is_kept(self, attempt: Attempt, save: Save) -> bool:
         """Whether this save must have become a checkpoint, whatever has died."""
-        survives = self.promised.survives_all or not attempt.all_holders_died
+        survives = (self.promised.survives_all or not attempt.all_holders_died) and not attempt.gave_up
         return save.committed or (save.returned and survives and self.promised.returned_is_kept)
 
     @property
