@@ -24,12 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from milepost.checkpoint.arena import Arena
-from milepost.checkpoint.copying import Copying, Route, Transfer, is_dense, pin, route
+from milepost.checkpoint.arguments import TrainingObjects
+from milepost.checkpoint.copying import Copying, DeviceCopies, Route, Transfer, is_dense, pin, route
 from milepost.checkpoint.dtypes import DTYPES, name_of_numpy
 from milepost.checkpoint.job import TensorEntry
 from milepost.checkpoint.lossy import moments_of
 from milepost.checkpoint.model_state import refuse_unsupported
 from milepost.checkpoint.naming import named_leaves
+from milepost.checkpoint.overlap import Overlap, torn_error
 from milepost.checkpoint.storages import Piece, View, arrange
 from milepost.checkpoint.tree import encode_tree
 from milepost.core.errors import InvalidInputError
@@ -37,6 +39,7 @@ from milepost.core.errors import InvalidInputError
 __all__ = ["Outline", "Staged", "Stager", "outline", "text_of", "walk"]
 
 _ARRAY_INSIDE_TREE = 4096
+_PATIENCE = 60.0  # seconds
 _PLAIN = {Tensor, nn.Parameter}
 
 
@@ -138,23 +141,68 @@ def text_of(state: dict[str, Any]) -> str:
 class Stager:
     """Copies states into an arena; remembers the layout from one save to the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, overlap: Overlap | None = None) -> None:
+        self._overlap = overlap
         self._plan: _Plan | None = None
         self._copying: Copying | None = None
 
     def settle(self) -> None:
-        """Wait until nothing of a state that was staged before is still to be copied."""
+        """Wait until nothing of a state that was staged before is still to be copied, and judge how it went.
 
-    def stage(self, content: Outline, arena: Arena) -> Staged:
-        """Copy what ``content`` refers to into ``arena``.
+        Raises:
+            StorageError: It did not end; the arena cannot be used.
+        """
+        patience = _PATIENCE if self._overlap is None else self._overlap.patience
+        if self._copying is not None and not self._copying.wait(patience):
+            reason = torn_error(f"the copy of the save before was not done within {patience:g} seconds")
+            self._copying.give_up(reason)
+            raise reason
+        failure = None if self._copying is None else self._copying.error
+        self._copying = None
+        if self._overlap is not None:
+            if failure is not None:
+                self._overlap.ban(failure.what)
+            self._overlap.settle()
+
+    def stage(self, content: Outline, arena: Arena, objects: TrainingObjects | None = None) -> Staged:
+        """Copy what ``content`` refers to into ``arena``: now, or where the result has a ``copying`` by its end.
+
+        Args:
+            content: What :func:`outline` gave.
+            arena: Free, until that save was written.
+            objects: What the state was taken from; None: nothing is copied later than now.
 
         Raises:
             StorageError: There is not enough memory for the arena.
         """
         plan = self._plan_for(content, arena)
-        on_devices = plan.whole.run(content.tensors)
-        self._copying = None if on_devices is None else Copying(on_devices.wait)
+        overlap = self._overlap
+        later = () if overlap is None or objects is None else overlap.postponable(plan.routes, content.tensors, objects)
+        if overlap is None or not later:
+            self._copying = _copied_by(plan.whole.run(content.tensors))
+        else:
+            self._copying = self._overlapped(content, plan, overlap, later)
         return Staged(tree=content.tree, tensors=content.entries, nbytes=content.nbytes, copying=self._copying)
+
+    def _overlapped(self, content: Outline, plan: _Plan, overlap: Overlap, later: Sequence[Route]) -> Copying | None:
+        watched = overlap.watched(later, content.tensors, [entry.name for entry in content.entries])
+        if overlap.on_probation:
+            on_devices = plan.whole.run(content.tensors)
+            overlap.arm(watched, None)
+            return _copied_by(on_devices)
+        waiting = {way.piece.offset for way in later}
+        on_devices = Transfer([way for way in plan.routes if way.piece.offset not in waiting]).run(content.tensors)
+
+        def copy_the_rest() -> None:
+            if not watched.marked():  # memory that was given back must not be read
+                Transfer(later).run(content.tensors)
+            overlap.judge(watched)
+            if on_devices is not None:
+                on_devices.wait()
+
+        copying = Copying(copy_the_rest)
+        overlap.arm(watched, copying)
+        return copying
 
     def _plan_for(self, content: Outline, arena: Arena) -> _Plan:
         plan = self._plan
@@ -221,6 +269,10 @@ class _Leaves:
         while f"{name}#{count}" in self._taken:
             count += 1
         return f"{name}#{count}"
+
+
+def _copied_by(devices: DeviceCopies | None) -> Copying | None:
+    return None if devices is None else Copying(devices.wait)
 
 
 def _plain(tensor: Tensor, name: str) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 
 from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.dtypes import DTYPES
+from milepost.checkpoint.job import TensorEntry
 from milepost.checkpoint.regions import lay_out, state_bytes
 from milepost.checkpoint.snapshot import Staged, Stager, outline, walk
 from milepost.checkpoint.tree import decode_tree
@@ -21,16 +22,21 @@ from milepost.core.errors import InvalidInputError, StorageError
 
 def read_back(staged: Staged, arena: Arena) -> Any:
     """The staged state, from nothing but what the writer is given."""
+    tensors = read_tensors(staged, arena)
+    return decode_tree(json.loads(staged.tree), leaf=tensors.__getitem__)
+
+
+def read_tensors(staged: Staged, arena: Arena) -> list[torch.Tensor]:
+    """The staged tensors, in their order."""
     memory = (
         torch.frombuffer(bytearray(arena.view[: staged.nbytes]), dtype=torch.uint8) if staged.nbytes else torch.empty(0)
     )
 
-    def tensor(index: int) -> torch.Tensor:
-        entry = staged.tensors[index]
+    def tensor(entry: TensorEntry) -> torch.Tensor:
         flat = memory[entry.offset : entry.offset + entry.nbytes].view(getattr(torch, entry.dtype))
         return flat.view(entry.shape) if entry.stride is None else flat.as_strided(entry.shape, entry.stride)
 
-    return decode_tree(json.loads(staged.tree), leaf=tensor)
+    return [tensor(entry) for entry in staged.tensors]
 
 
 def round_trip(state: dict[str, Any]) -> tuple[Staged, dict[str, Any]]:
