@@ -83,6 +83,17 @@ def test_each_tensor_takes_the_way_that_its_numbers_ask_for(tmp_path: Path) -> N
     assert info.size < 0.6 * (tmp_path / "checkpoint_1.milepost").stat().st_size
 
 
+def test_a_block_that_tells_no_constant_stands_alone_and_leaves_it_to_the_next(tmp_path: Path) -> None:
+    first = {"v": np.square(np.random.default_rng(0).standard_normal(2 * COUNT)).astype(np.float32)}
+    first["v"][: COUNT // 2].reshape(-1, 4)[:, 1:] = 0  # rows that were seldom used
+    second = {"v": first["v"] * np.float32(0.9)}
+    base = save(tmp_path / "checkpoint_1.milepost", first).path
+    info = save(tmp_path / "checkpoint_2.milepost", second, base, keep=50)
+    assert encodings(info.path, "v").total() == 3
+    assert 0 < sum(count for encoding, count in encodings(info.path, "v").items() if encoding[0] == "s") < 3
+    assert content(info.path) == bytes_of(second)
+
+
 def test_the_base_is_not_even_read_where_the_digests_are_equal(tmp_path: Path) -> None:
     first = trained()
     base = tmp_path / "checkpoint_1.milepost"
