@@ -42,6 +42,7 @@ _WIDTHS = (1, 2, 4, 8)
 _HEXADECIMAL = re.compile("[0-9a-f]+")
 # one name inside the folder: no separator of any system, no stream, nothing hidden
 _FILENAME = re.compile(r"[\w][^/\\:\x00-\x1f]{0,250}\.milepost")
+_SIDE_FILE = re.compile(r"side_files/(?!\.{1,2}$)[^/\\:\x00-\x1f]{1,250}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +221,7 @@ def parse_manifest(text: bytes, *, first: int, end: int) -> Manifest:
         CorruptDataError: It is no manifest, or an impossible one.
     """
     try:
-        content = json.loads(text, parse_constant=_refuse)
+        content = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         _refuse(f"is no JSON ({error})")
     fields = _typed(content, dict, "the manifest")
@@ -229,7 +230,7 @@ def parse_manifest(text: bytes, *, first: int, end: int) -> Manifest:
     base = None if fields.get("base") is None else _base_file(fields["base"])
     regions = tuple(_regions(_list(fields, "regions"), first, end, has_base=base is not None))
     tensors = tuple(_tensors(_list(fields, "tensors"), regions))
-    side_files = tuple(_typed(name, str, "a side file") for name in _list(fields, "side_files"))
+    side_files = tuple(map(_side_file, _list(fields, "side_files")))
     if list(side_files) != [t.name for t in tensors[len(tensors) - len(side_files) :]]:
         _refuse("lists side files that are not its last tensors")
     return Manifest(
@@ -241,6 +242,21 @@ def parse_manifest(text: bytes, *, first: int, end: int) -> Manifest:
         writer=_typed(fields.get("writer"), dict, "the writer"),
         base=base,
     )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:  # two readers could take it for two different files
+            _refuse(f"has {name!r:.60} twice in one object")
+        content[name] = value
+    return content
+
+
+def _side_file(name: Node) -> str:
+    if not _SIDE_FILE.fullmatch(_typed(name, str, "a side file")):
+        _refuse(f"names {name!r:.60} for a side file, which is no plain name")
+    return str(name)
 
 
 def _base_file(node: Node) -> BaseFile:
