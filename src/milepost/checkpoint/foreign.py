@@ -21,13 +21,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import xxhash
 
 from milepost.checkpoint import safetensors_file
 from milepost.checkpoint.catalog import sidecar_of, text_of
+from milepost.checkpoint.codec import Bytes
 from milepost.checkpoint.huggingface_folder import weight_files
 from milepost.checkpoint.job import SaveJob, TensorEntry
 from milepost.checkpoint.listing import info_of
@@ -44,9 +45,10 @@ from milepost.io.durable import replace_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ForeignState", "foreign_format", "open_foreign", "verify_foreign", "write_foreign"]
+__all__ = ["ForeignState", "foreign_format", "open_foreign", "verify_foreign", "write_content", "write_foreign"]
 
 _PIECE = 8 << 20
+Read = Callable[[TensorEntry], Bytes]
 _ABSENT = object()
 
 
@@ -92,9 +94,28 @@ def write_foreign(job: SaveJob, arena: memoryview, path: Path) -> None:
         OSError: As the kernel gives it.
     """
     with open(path, "r+b") as file:
-        _WRITERS[job.format](job, arena, file)
+        write_content(job, lambda entry: _window(arena, entry), file)
     description = info_of(job, Path(job.path), path.stat().st_size).to_fields() | {"digest": _digest(path)}
     replace_file(sidecar_of(Path(job.path)), text_of(description).encode())
+
+
+def write_content(job: SaveJob, read: Read, file: BinaryIO) -> None:
+    """Write a state in the foreign format that ``job`` names.
+
+    Args:
+        job: What to write.
+        read: Gives the bytes of a tensor of it, as they lie in memory.
+        file: Open for writing, at its beginning.
+
+    Raises:
+        InvalidInputError: The format cannot hold a tensor of it.
+        OSError: As the kernel gives it.
+    """
+    _WRITERS[job.format](job, read, file)
+
+
+def _window(arena: memoryview, entry: TensorEntry) -> Bytes:
+    return np.frombuffer(arena, np.uint8, entry.nbytes, entry.offset) if entry.nbytes else np.empty(0, np.uint8)
 
 
 def verify_foreign(path: Path) -> None:
@@ -198,26 +219,26 @@ def _torch_version() -> str:
     return str(torch.__version__)
 
 
-def _write_pt(job: SaveJob, arena: memoryview, file: Any) -> None:
+def _write_pt(job: SaveJob, read: Read, file: BinaryIO) -> None:
     import torch
 
-    tensors = [_tensor(entry, arena) for entry in job.tensors]
+    tensors = [_tensor(entry, read(entry)) for entry in job.tensors]
     state = decode_tree(json.loads(job.tree), leaf=lambda index: tensors[index])
     content = {part: _plain_only(state[part]) for part in ("model", "optimizer", "scheduler") if part in state}
     content |= {"epoch": job.epoch, "step": job.step, "metrics": _plain_only(dict(job.metrics))}
     torch.save(content | {"milepost": _own(job) | {"tensors": tensors}}, file)
 
 
-def _write_pt_gz(job: SaveJob, arena: memoryview, file: Any) -> None:
+def _write_pt_gz(job: SaveJob, read: Read, file: BinaryIO) -> None:
     with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, filename="", mtime=0) as packed:
-        _write_pt(job, arena, packed)
+        _write_pt(job, read, cast("BinaryIO", packed))
 
 
-def _write_safetensors(job: SaveJob, arena: memoryview, file: Any) -> None:
-    safetensors_file.write(file, job.tensors, arena, _own(job))
+def _write_safetensors(job: SaveJob, read: Read, file: BinaryIO) -> None:
+    safetensors_file.write(file, job.tensors, read, _own(job))
 
 
-_WRITERS: dict[str, Callable[[SaveJob, memoryview, Any], None]] = {
+_WRITERS: dict[str, Callable[[SaveJob, Read, BinaryIO], None]] = {
     "pt": _write_pt,
     "pt.gz": _write_pt_gz,
     "safetensors": _write_safetensors,
@@ -240,15 +261,14 @@ def _own(job: SaveJob) -> dict[str, Any]:
     }
 
 
-def _tensor(entry: TensorEntry, arena: memoryview) -> Tensor:
-    """A tensor whose memory is its window of the arena; nobody writes to it, though torch believes one could."""
+def _tensor(entry: TensorEntry, content: Bytes) -> Tensor:
+    """A tensor whose memory is ``content``; nobody writes to it, though torch believes one could."""
     import torch
 
     dtype: torch.dtype = getattr(torch, entry.dtype)
     if not entry.nbytes:
         return torch.empty(entry.shape, dtype=dtype)
-    window = np.frombuffer(arena, np.uint8, entry.nbytes, entry.offset)
-    flat = torch.from_numpy(np.asarray(_Writable(window))).view(dtype)
+    flat = torch.from_numpy(np.asarray(_Writable(content))).view(dtype)
     return flat.view(entry.shape) if entry.stride is None else flat.as_strided(entry.shape, entry.stride)
 
 

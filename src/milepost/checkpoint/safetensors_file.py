@@ -16,15 +16,16 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from milepost.checkpoint.codec import Bytes
 from milepost.checkpoint.dtypes import DTYPES
 from milepost.checkpoint.job import TensorEntry
 from milepost.checkpoint.manifest import StoredTensor
@@ -33,7 +34,7 @@ from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundEr
 from milepost.io.direct import read_fully
 from milepost.io.durable import storage_error
 
-__all__ = ["SafetensorsFile", "header_text", "write"]
+__all__ = ["SafetensorsFile", "write", "write_named"]
 
 _LONGEST_HEADER = 100_000_000
 _LARGEST = 1 << 62
@@ -61,21 +62,37 @@ _CODES = {
 _NAMES = {code: name for name, code in _CODES.items()}
 
 
-def write(file: Any, entries: Sequence[TensorEntry], arena: memoryview, own: dict[str, Any]) -> None:
-    """Write the tensors of ``arena`` and milepost's own texts.
+def write(
+    file: BinaryIO, entries: Sequence[TensorEntry], read: Callable[[TensorEntry], Bytes], own: dict[str, Any]
+) -> None:
+    """Write the tensors of a state and milepost's own texts.
+
+    Args:
+        file: Open for writing, at its beginning.
+        entries: The tensors.
+        read: Gives the bytes of one as they lie in memory; asked for one after the other.
+        own: What milepost needs to restore exactly.
 
     Raises:
         InvalidInputError: The format has no word for a dtype.
     """
     names = _file_names(entries)
-    own |= {"order": names, "names": [entry.name for entry in entries]}
-    tensors = {name: (entry.dtype, entry.shape) for name, entry in zip(names, entries, strict=True)}
-    file.write(header_text(tensors, {"format": "pt", "milepost": json.dumps(own)}))
-    for entry in entries:
-        file.write(_contiguous(entry, arena))
+    texts = {"format": "pt", "milepost": json.dumps(own | {"order": names, "names": [entry.name for entry in entries]})}
+    write_named(file, dict(zip(names, entries, strict=True)), read, texts)
 
 
-def header_text(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+def write_named(
+    file: BinaryIO,
+    tensors: Mapping[str, TensorEntry],
+    read: Callable[[TensorEntry], Bytes],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write tensors under the names given, and texts. Raises as :func:`write` does."""
+    file.write(_header_text({name: (entry.dtype, entry.shape) for name, entry in tensors.items()}, metadata))
+    file.writelines(_contiguous(entry, read(entry)) for entry in tensors.values())
+
+
+def _header_text(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
     """What stands before the tensors of a file, which follow in this order without gaps.
 
     Args:
@@ -111,12 +128,12 @@ def _file_names(entries: Sequence[TensorEntry]) -> list[str]:
     return names
 
 
-def _contiguous(entry: TensorEntry, arena: memoryview) -> memoryview | bytes:
-    if entry.stride is None:
-        return arena[entry.offset : entry.offset + entry.nbytes]
+def _contiguous(entry: TensorEntry, content: Bytes) -> memoryview | bytes:
+    if entry.stride is None or not entry.nbytes:
+        return content.data
     dtype = DTYPES[entry.dtype].numpy
     strides = tuple(step * dtype.itemsize for step in entry.stride)
-    return np.ndarray(entry.shape, dtype, buffer=arena, offset=entry.offset, strides=strides).tobytes()
+    return np.ndarray(entry.shape, dtype, buffer=content, strides=strides).tobytes()
 
 
 class SafetensorsFile:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from milepost.checkpoint.arguments import TrainingObjects, is_optimizer
 from milepost.checkpoint.facts import facts_of
 from milepost.checkpoint.gradients import GradientWatch, capture_gradients
+from milepost.checkpoint.huggingface_folder import CONFIG_FACT, huggingface_config
 from milepost.checkpoint.model_state import capture_model, describe_model, is_frozen, named_parameters, named_tensors
 from milepost.checkpoint.optimizer_state import capture_optimizer, parameter_labels
 from milepost.checkpoint.position import capture_position, position_note, track
@@ -93,6 +94,9 @@ def state_of(
         state["extra"] = {key: _capture_extra(value, names, f"extra.{key}") for key, value in extra.items()}
     state |= capture_rank(objects.loader)
     state["facts"] = facts_of(objects)
+    config = huggingface_config(model)
+    if config is not None:
+        state["facts"][CONFIG_FACT] = config
     return state
 
 
@@ -122,7 +126,7 @@ def notes_at_resume(objects: TrainingObjects) -> Iterator[str]:
         scheduler = schedulers.pop()
         schedulers += getattr(scheduler, "_schedulers", [])
         if any(isinstance(function, FunctionType) for function in getattr(scheduler, "lr_lambdas", [])):
-            yield f"the lambda of {type(scheduler).__name__} is not in the checkpoint: it is the one given here"
+            yield f"the lambda of {type(scheduler).__name__} is not in the checkpoint: the one given here is used"
 
 
 def parameter_names(model: nn.Module | None, extra: Mapping[str, Any] | None = None) -> dict[int, str]:
