@@ -28,8 +28,8 @@ from milepost.io.durable import storage_error
 
 __all__ = ["LARGEST_MANIFEST", "Opened", "open_files"]
 
-#: Bytes of a manifest: room for the blocks of a terabyte, and little enough to parse without harm.
-LARGEST_MANIFEST = 128 << 20
+#: Bytes of a manifest: room for the blocks of terabytes, and little enough to parse without harm.
+LARGEST_MANIFEST = 256 << 20
 
 _ANOTHER = "load another checkpoint"
 _READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
