@@ -85,6 +85,8 @@ def commit(
         raise
     except OSError as error:
         raise storage_error(error, "writing the checkpoint", path) from error
+    if habits is not None and job.format == "milepost":
+        habits.learn(written.sources, written.tensors, written.size)
     return info_of(job, path, written.size, written.base)
 
 

@@ -69,10 +69,14 @@ class Written:
     Attributes:
         size: The length to which the file is to be cut.
         base: Name of the file that it holds differences to; empty: it stands alone.
+        sources: Its regions, and how each was stored.
+        tensors: The tensors of the state.
     """
 
     size: int
     base: str = ""
+    sources: tuple[Source, ...] = ()
+    tensors: tuple[StoredTensor, ...] = ()
 
 
 def write_container(
@@ -92,7 +96,7 @@ def write_container(
         job: What to write.
         arena: The snapshot's tensors.
         threads: How many encode and write.
-        habits: What earlier saves taught, and this one will add to.
+        habits: What earlier saves taught; what this one teaches is for the caller to add, once the file is safe.
         base: What to hold differences to, where they pay.
         hurry: Whether blocks from here on are stored raw.
 
@@ -117,10 +121,12 @@ def write_container(
     writer.write(layout, threads=threads, first=None if job.compression else surveyor.hash)
     manifest = _manifest(job, tree, layout, surveyor.digests, base)
     size = _write_ends(file, manifest_text(manifest), writer.end)
-    if habits is not None:
-        habits.learn(layout.sources, size)
-        habits.compare((t.name, t.digest, t.nbytes) for t in manifest.tensors)
-    return Written(size=size, base="" if manifest.base is None else manifest.base.filename)
+    return Written(
+        size=size,
+        base="" if manifest.base is None else manifest.base.filename,
+        sources=tuple(layout.sources),
+        tensors=manifest.tensors[: len(job.tensors)],
+    )
 
 
 def _memory(arena: memoryview | PieceSource) -> PieceSource | np.ndarray[tuple[int], np.dtype[np.uint8]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from milepost.checkpoint.manifest import StoredTensor
 from milepost.checkpoint.regions import Plan, Source
 
 __all__ = ["Habits"]
@@ -56,9 +57,19 @@ class Habits:
             return None
         return learnt.plan
 
-    def learn(self, sources: Iterable[Source], taken: int) -> None:
-        """Keep what a file of ``taken`` bytes taught: the plans of its regions, but for those that proved to be bad."""
+    def learn(self, sources: Iterable[Source], tensors: Iterable[StoredTensor], taken: int) -> None:
+        """Keep what a file that was committed taught.
+
+        Args:
+            sources: Its regions. Their plans are kept, but for those that proved to be bad.
+            tensors: Those of the state.
+            taken: Bytes of the file.
+        """
         self.taken = taken
+        self._keep_plans(sources)
+        self._compare(tensors)
+
+    def _keep_plans(self, sources: Iterable[Source]) -> None:
         plans: dict[_Key, _Learnt] = {}
         for source in sources:
             if source.plan is None or not source.nbytes or _disappointed(source, source.plan):
@@ -68,18 +79,13 @@ class Habits:
             plans[_key(source)] = _Learnt(source.plan, before.left - 1) if again and before else _Learnt(source.plan)
         self._plans = plans
 
-    def compare(self, tensors: Iterable[tuple[str, int, int]]) -> None:
-        """Tell how much of the state is as it was in the save before.
-
-        Args:
-            tensors: Name, digest and bytes of each tensor of this save.
-        """
+    def _compare(self, tensors: Iterable[StoredTensor]) -> None:
         digests: dict[str, int] = {}
         same = total = 0
-        for name, digest, nbytes in tensors:
-            digests[name] = digest
-            total += nbytes
-            same += nbytes if self._digests.get(name) == digest else 0
+        for tensor in tensors:
+            digests[tensor.name] = tensor.digest
+            total += tensor.nbytes
+            same += tensor.nbytes if self._digests.get(tensor.name) == tensor.digest else 0
         self.unchanged = same / total if self._digests and total else None
         self._digests = digests
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,21 @@ def test_the_share_of_the_state_that_did_not_change_is_known_from_the_second_sav
     assert series.habits.unchanged == 1.0
     series.save(state(3, frozen=4))
     assert series.habits.unchanged == 0.0
+
+
+def test_a_file_that_had_to_be_written_twice_is_one_save(series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
+    series.save(state(1))
+    fsync, failures = os.fsync, [OSError(errno.EIO, "bad disk")]
+
+    def once(fd: int) -> None:
+        if failures:
+            raise failures.pop()
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", once)
+    series.save(state(2))
+    assert not failures
+    assert series.habits.unchanged == 0.5
 
 
 def test_what_the_last_file_took_is_known(series: Series) -> None:
