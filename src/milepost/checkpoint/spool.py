@@ -22,7 +22,7 @@ import os
 import secrets
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,6 @@ import xxhash
 
 from milepost.checkpoint.job import SaveJob, decode_job, encode_job
 from milepost.core.errors import CorruptDataError, MilepostError, StorageError
-from milepost.core.events import CheckpointChanged
 from milepost.core.records import CheckpointInfo
 from milepost.io.durable import storage_error, write_all
 from milepost.io.memory import SharedSegment, reserve_blocks
@@ -107,7 +106,8 @@ class SpoolSegment(SharedSegment):
             write_all(self.fd, content, place)
             write_all(self.fd, header + xxhash.xxh3_64_digest(header), 0)
         except OSError as error:
-            raise replace_cure(storage_error(error, "sealing the spool", self.path)) from error
+            refused = storage_error(error, "sealing the spool", self.path)
+            raise StorageError(refused.what, cure=_CURE, kind=refused.kind) from error
 
     def unseal(self) -> None:
         """Nothing that must be recovered lies here from now on."""
@@ -120,11 +120,6 @@ class SpoolSegment(SharedSegment):
             with suppress(OSError):
                 os.unlink(self.path)
         super().close()
-
-
-def replace_cure(error: StorageError) -> StorageError:
-    """The same error with the way out that a spool has."""
-    return StorageError(error.what, cure=_CURE, kind=error.kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +147,8 @@ def abandoned(folder: Path) -> list[Path]:
     return found
 
 
-def recover(folder: Path, report: Callable[[CheckpointChanged], None] = lambda _: None) -> list[Recovered]:
+def recover(folder: Path) -> list[Recovered]:
     """Commit what lies in spools whose owners are dead, and remove them. Nothing older is let go of here.
-
-    Args:
-        folder: Where checkpoints and spools are.
-        report: Told each change of a checkpoint.
 
     Returns:
         One entry for each abandoned spool. One that could not be committed stays, for a later try.
@@ -166,7 +157,7 @@ def recover(folder: Path, report: Callable[[CheckpointChanged], None] = lambda _
     for path in _spools(folder):
         with _owned(path) as fd:
             if fd is not None:
-                outcome.append(_recover_one(path, fd, report))
+                outcome.append(_recover_one(path, fd))
     return outcome
 
 
@@ -202,7 +193,7 @@ def _lock(fd: int, path: Path) -> bool:
         return False
 
 
-def _recover_one(path: Path, fd: int, report: Callable[[CheckpointChanged], None]) -> Recovered:
+def _recover_one(path: Path, fd: int) -> Recovered:
     from milepost.checkpoint.finishing import finish_save
     from milepost.checkpoint.retention import RetentionRule
 
@@ -211,7 +202,8 @@ def _recover_one(path: Path, fd: int, report: Callable[[CheckpointChanged], None
         info = None
         if sealed is not None:
             job, view = sealed
-            info = finish_save(_moved(job, path.parent), view, RetentionRule(keep_newest=sys.maxsize), report)
+            keep_all = RetentionRule(keep_newest=sys.maxsize)
+            info = finish_save(_moved(job, path.parent), view, keep_all, lambda _: None)
         os.unlink(path)
     except CorruptDataError as error:
         if error.kind == "torn-spool":
@@ -239,11 +231,21 @@ def _read(fd: int, path: Path) -> tuple[SaveJob, memoryview] | None:
     if max(_HEADER_BYTES + nbytes, place + job_bytes) > size:
         raise _torn(path)
     content = os.pread(fd, job_bytes, place)
-    # views of the map keep it open for as long as they are used
-    view = memoryview(mmap.mmap(fd, nbytes, access=mmap.ACCESS_READ, offset=_HEADER_BYTES) if nbytes else b"")
+    view = _mapped(path, nbytes)
     if xxhash.xxh3_128_digest(content) != job_digest or xxhash.xxh3_128_digest(view) != digest:
         raise _torn(path)
     return decode_job(content), view
+
+
+def _mapped(path: Path, nbytes: int) -> memoryview:
+    """The snapshot, through an opening of its own: a view that somebody still holds must not hold the lock."""
+    if not nbytes:
+        return memoryview(b"")
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return memoryview(mmap.mmap(fd, nbytes, access=mmap.ACCESS_READ, offset=_HEADER_BYTES))
+    finally:
+        os.close(fd)
 
 
 def _torn(path: Path) -> CorruptDataError:

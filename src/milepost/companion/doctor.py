@@ -19,6 +19,7 @@ from pathlib import Path
 
 from milepost.checkpoint.catalog import refresh
 from milepost.checkpoint.commit import remove_stale_temporaries
+from milepost.checkpoint.spool import Recovered, abandoned, recover
 from milepost.companion.duties import Duties
 from milepost.companion.messages import FromCompanion, Hello, Told
 from milepost.core.errors import MilepostError
@@ -168,6 +169,15 @@ def _hello_of(layout: RunLayout, state: RunState) -> Hello:
     )
 
 
+def _of_spool(one: Recovered) -> Finding:
+    what = f"{one.spool}: all processes died that could have written what is staged there"
+    if one.problem:
+        return Finding(run="", what=what, cure=one.problem)
+    if one.info is None:
+        return Finding(run="", what=what, done="removed: no snapshot was complete in it")
+    return Finding(run=one.info.experiment_id, what=what, done=f"written as {one.info.filename}")
+
+
 def _examine_checkpoints(folder: Path, found: Callable[[Finding], None], *, dry_run: bool) -> None:
     if not folder.is_dir():
         return
@@ -175,7 +185,11 @@ def _examine_checkpoints(folder: Path, found: Callable[[Finding], None], *, dry_
     if dry_run:
         if stale:
             found(Finding(run="", what=f"{len(stale)} unfinished checkpoint files in {folder}"))
+        for path in abandoned(folder):
+            found(Finding(run="", what=f"{path}: all processes died that could have written what is staged there"))
         return
+    for one in recover(folder):
+        found(_of_spool(one))
     removed = remove_stale_temporaries(folder)
     if removed:
         found(Finding(run="", what=f"{len(removed)} unfinished checkpoint files in {folder}", done="removed"))

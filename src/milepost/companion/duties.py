@@ -32,6 +32,7 @@ from milepost.core.saying import logger
 from milepost.environment.capture import TrainerFacts, capture
 from milepost.environment.code import capture_code
 from milepost.io.locks import OwnedLock
+from milepost.io.process import ends_its_container
 from milepost.runs.layout import RunLayout
 from milepost.runs.log import DirectLog, begin_log
 from milepost.runs.projections import write_projections
@@ -41,6 +42,12 @@ from milepost.trackers.follower import Follower
 __all__ = ["Duties"]
 
 _LONGEST_FOR_OWN_FILES = 10.0
+_IN_A_CONTAINER = Noticed(
+    source="checkpoint",
+    topic="container",
+    message="if this training is killed, its whole container dies, and with it a checkpoint that is still being written",
+    cure='staging="spool" keeps that one too, durable=True waits for it; the one before is safe in any case',
+)
 
 
 class Duties:
@@ -135,6 +142,8 @@ class Duties:
     def save(self, number: int, job: SaveJob, view: memoryview) -> None:
         """Write a staged snapshot; ``view`` stays untouched until the save is reported."""
         self._advisor.staged(job)
+        if number == 1 and self._hello.settings.get("staging") == "memory" and ends_its_container(self._hello.pid):
+            self.notice(_IN_A_CONTAINER)
         self._saver.submit(number, job, view)
 
     def hurry(self) -> None:

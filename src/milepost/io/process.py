@@ -21,6 +21,8 @@ from pathlib import Path
 __all__ = [
     "ExitCause",
     "ProcessIdentity",
+    "can_start_python",
+    "ends_its_container",
     "exit_cause",
     "exit_cause_is_known",
     "is_alive",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _HAS_PROC = os.path.exists("/proc/self/stat")
+_REAL_INITS = frozenset({"init", "systemd"})
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes), linux/pidfd.h
 _PIDFD_INFO_EXIT = 8
 _IOPRIO_SET_NUMBER = {"x86_64": 251, "aarch64": 30}
@@ -111,6 +114,18 @@ def _start_time(pid: int) -> float | None:
         return float(psutil.Process(pid).create_time())
     except psutil.Error:
         return None
+
+
+def ends_its_container(pid: int) -> bool:
+    """Whether every process around dies with this one: it, or its parent, is the first process of a container."""
+    if pid == 1:
+        return True
+    fields = _stat_fields(pid)
+    if not fields or fields[1] != "1":
+        return False
+    with suppress(OSError):
+        return Path("/proc/1/comm").read_text(encoding="utf-8").strip() not in _REAL_INITS
+    return False
 
 
 def open_pidfd(pid: int) -> int | None:
@@ -207,6 +222,11 @@ def lower_priority() -> None:
 _BOOTSTRAP = (
     "import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); exec(compile(sys.argv.pop(1), '<{}>', 'exec'))"
 )
+
+
+def can_start_python() -> bool:
+    """Whether there is a Python to start: a frozen program is none, and an embedded one may not know of any."""
+    return not getattr(sys, "frozen", False) and bool(sys.executable) and os.access(sys.executable, os.X_OK)
 
 
 def start_python(

@@ -22,7 +22,7 @@ from milepost.companion.client import CompanionProcess
 from milepost.companion.messages import Hello
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import ConflictError, MilepostError
-from milepost.core.events import Described, Noticed, StatusChanged
+from milepost.core.events import CheckpointChanged, Described, Noticed, StatusChanged
 from milepost.core.saying import keep_own_log, say
 from milepost.environment.capture import trainer_facts
 from milepost.environment.ranks import Ranks, StopAgreement, detect, meet
@@ -30,7 +30,7 @@ from milepost.environment.scheduler import job_identity
 from milepost.io import memory
 from milepost.io.durable import storage_error
 from milepost.io.locks import OwnedLock, exclusive
-from milepost.io.process import exit_cause_is_known, this_process
+from milepost.io.process import can_start_python, exit_cause_is_known, this_process
 from milepost.run import Run
 from milepost.run.resuming import Resumption
 from milepost.runs.deferred import DeviceValues
@@ -245,6 +245,7 @@ def _assemble(
         notice=partial(_tell_and_record, log),
     )
     if ranks.rank == 0:
+        _finish_what_died(layout, log)
         # All of it at first, so that the log alone can make it again; a record holds one field of any size we take.
         fields = read_metadata(layout) if begun.fresh else begun.changed
         for name, value in (fields | {"tags": begun.tags, "attempt": begun.attempt}).items():
@@ -271,6 +272,22 @@ def _assemble(
             signals=_signals(config),
         ),
     )
+
+
+def _finish_what_died(layout: RunLayout, log: LogWriter | DirectLog) -> None:
+    """Commit what was staged in a spool when every process died, before anybody asks for the newest checkpoint."""
+    from milepost.checkpoint.spool import recover
+
+    for one in recover(layout.checkpoints):
+        if one.problem:
+            say(f"what was staged when every process died could not be recovered: {one.problem}")
+        elif one.info is not None:
+            info = one.info
+            say(f"the checkpoint of step {info.step}, staged when every process died, is written: {info.filename}")
+            if info.experiment_id == layout.experiment_id:
+                fields = info.to_fields()
+                change = CheckpointChanged(step=info.step, action="committed", filename=info.filename, info=fields)
+                log.append(change, step=info.step)
 
 
 def _signals(config: ExperimentConfig) -> tuple[str, ...]:
@@ -306,7 +323,8 @@ def _log_and_companion(
         for tick in ticks:
             tick()
 
-    if memory.available() and os.environ.get("MILEPOST_COMPANION", "process") != "thread":
+    wanted = os.environ.get("MILEPOST_COMPANION", "process") != "thread"
+    if wanted and memory.available() and can_start_python():
         process = CompanionProcess(hello, every_tick=every_tick)
         writer = LogWriter(
             opened.log_id, hand_over=process.hand_over, on_bad_value=_tell_bad_value, strict=config.strict
