@@ -54,7 +54,7 @@ def main(out: Path) -> None:
         optimizer.zero_grad()
         if step % _SAVE_EVERY == 0:
             checkpointer.save_checkpoint(model, optimizer, step=step, extra=extra)
-    checkpointer.wait()
+            checkpointer.wait()  # so that the same number is the same event in every run
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
     temporary = out / "final.tmp"
     temporary.write_text(json.dumps({"weights": digest}))

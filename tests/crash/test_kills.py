@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from torture import operation_log, tracer
+from torture.flavours import FLAVOURS
 
 from milepost.io import memory
 
@@ -56,6 +57,33 @@ def test_no_system_call_is_the_wrong_one_to_die_in(operation: str, process: str)
     torture("sweep", "--operation", operation, "--process", process, "--sample", "10", "--seed", "1")
 
 
+@needs_ptrace
+@pytest.mark.parametrize(
+    ("flavour", "process"), [("delta", "companion"), ("overlap", "both"), ("spool", "both"), ("demote", "companion")]
+)
+def test_no_way_of_saving_has_a_wrong_moment_to_die(flavour: str, process: str) -> None:
+    torture("sweep", "--operation", flavour, "--process", process, "--sample", "3", "--seed", "2")
+
+
+@needs_ptrace
+@pytest.mark.slow
+@pytest.mark.parametrize("flavour", sorted(FLAVOURS))
+@pytest.mark.parametrize("process", ["trainer", "companion", "both"])
+def test_no_system_call_of_any_way_of_saving_is_the_wrong_one_to_die_in(flavour: str, process: str) -> None:
+    if (flavour, process) in {("prune", "companion"), ("prune", "both")}:
+        pytest.skip("a prune has no companion")
+    torture("sweep", "--operation", flavour, "--process", process, "--sample", "12", "--seed", "3")
+
+
+@pytest.mark.parametrize("snapshot", ["copy", "overlap"])
+def test_what_happens_right_behind_a_save_is_not_in_its_checkpoint(snapshot: str) -> None:
+    torture("equality", "--rounds", "30", "--seed", "1", "--snapshot", snapshot)
+
+
+def test_on_a_disk_that_garbles_the_last_sound_checkpoint_stays() -> None:
+    torture("garble", "--seed", "1")
+
+
 @needs_strace
 def test_a_file_is_synced_before_it_is_named_and_its_name_before_it_is_spoken_of() -> None:
     torture("order")
@@ -69,4 +97,4 @@ def test_a_flipped_bit_is_refused_or_skipped_and_never_taken_for_data() -> None:
 @pytest.mark.slow
 def test_each_planted_bug_is_noticed() -> None:
     printed = torture("planted", "--seed", "1", "--only-where-it-must")
-    assert printed.count("**noticed**") == 5, printed
+    assert printed.count("**noticed**") == 10, printed
