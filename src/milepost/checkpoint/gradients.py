@@ -60,9 +60,9 @@ class GradientWatch:
             for parameter in group["params"]
         }
         found = {
-            name: parameter.grad
+            name: gradient
             for name, parameter in _parameters(model, others)
-            if parameter.grad is not None and id(parameter) not in used
+            if id(parameter) not in used and (gradient := parameter.grad) is not None
         }
         return found if any(_has_value(gradient) for gradient in found.values()) else {}
 
@@ -79,7 +79,7 @@ class _Steps:
             self._samples = _sample(optimizer)
         for parameter in self._samples:
             gradient = parameter.grad
-            if gradient is not None and not gradient.is_inference():
+            if gradient is not None:
                 setattr(gradient, _MARK, gradient._version)  # noqa: SLF001 - torch has no public name for it
 
     def used_up(self) -> bool:

@@ -12,7 +12,8 @@ device, parameters that are not initialised yet, modules that keep state outside
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,8 +29,6 @@ __all__ = [
     "named_parameters",
     "named_tensors",
     "refuse_unsupported",
-    "restore_model",
-    "write_into",
 ]
 
 _WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
@@ -37,22 +36,31 @@ _PLAIN = {Tensor, nn.Parameter}  # what others hang on these does not belong to 
 _SHARDED = {"FullyShardedDataParallel", "DeepSpeedEngine", "PipelineStage"}
 
 
-def named_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def named_modules(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """Every module under every name it has, wrappers left out; ``prefix`` ends with a dot or is empty."""
+    found: list[tuple[str, nn.Module]] = []
+    _walk(model, prefix, found)
+    return found
+
+
+def _walk(model: nn.Module, prefix: str, found: list[tuple[str, nn.Module]]) -> None:
     inner = _unwrapped(model)
-    yield prefix.removesuffix("."), inner
+    found.append((prefix[:-1], inner))
     for name, child in inner._modules.items():  # not named_children: that leaves out the second name of a module
         if child is not None:
-            yield from named_modules(child, f"{prefix}{name}.")
+            _walk(child, f"{prefix}{name}.", found)
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    while True:
-        kinds = [cls.__name__ for cls in type(module).__mro__]
-        attribute = next((_WRAPPERS[kind] for kind in kinds if kind in _WRAPPERS), None)
-        if attribute is None:
-            return module
+    while (attribute := _inner_attribute(type(module).__mro__)) is not None:
         module = getattr(module, attribute)
+    return module
+
+
+@cache
+def _inner_attribute(classes: tuple[type, ...]) -> str | None:
+    """Where a wrapper of these classes keeps the module it wraps; None for a module of the model itself."""
+    return next((_WRAPPERS[cls.__name__] for cls in classes if cls.__name__ in _WRAPPERS), None)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -84,7 +92,8 @@ def capture_model(model: nn.Module, place: str = "model") -> dict[str, Any]:
         InvalidInputError: Something in it cannot be saved; the message names its place.
     """
     for path, module in named_modules(model):
-        _refuse_module(module, f"{place}.{path}".rstrip("."))
+        if _is_special(type(module).__mro__):
+            _refuse_module(module, f"{place}.{path}".rstrip("."))
     state: dict[str, Any] = dict(named_tensors(model))
     for name, module in _with_extra_state(model):
         state[name] = module.get_extra_state()
@@ -95,27 +104,6 @@ def _with_extra_state(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in named_modules(model):
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             yield f"{path}._extra_state".removeprefix("."), module
-
-
-def restore_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Write ``saved`` into the tensors of ``model``; names, shapes and dtypes were compared before."""
-    written: set[int] = set()
-    for name, target in named_tensors(model):
-        if name in saved and id(target) not in written:
-            write_into(target, saved[name])
-            written.add(id(target))
-    for name, module in _with_extra_state(model):
-        if name in saved:
-            module.set_extra_state(saved[name])
-
-
-def write_into(target: Tensor, saved: Tensor) -> None:
-    """Copy ``saved`` into ``target``; of an expanded dimension, whose elements are one and the same, only one."""
-    target, saved = target.detach(), saved.detach()
-    for dimension, (length, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
-        if stride == 0 and length > 1:
-            target, saved = target.narrow(dimension, 0, 1), saved.narrow(dimension, 0, 1)
-    target.copy_(saved)
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -137,6 +125,13 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         "parameter_bytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters.values()),
         "dtypes": dtypes,
     }
+
+
+@cache
+def _is_special(classes: tuple[type, ...]) -> bool:
+    """Whether a module of these classes may hold more than its parameters and buffers."""
+    saves: Any = getattr(classes[0], "_save_to_state_dict", None)
+    return saves is not nn.Module._save_to_state_dict or any(cls.__name__ in _SHARDED for cls in classes)
 
 
 def _refuse_module(module: nn.Module, place: str) -> None:
