@@ -222,7 +222,10 @@ def _torch_version() -> str:
 def _write_pt(job: SaveJob, read: Read, file: BinaryIO) -> None:
     import torch
 
-    tensors = [_tensor(entry, read(entry)) for entry in job.tensors]
+    from milepost.checkpoint.mapping import tensor_over
+
+    # nobody writes to them, though torch believes one could
+    tensors = [tensor_over(read(entry), entry.dtype, entry.shape, entry.stride) for entry in job.tensors]
     state = decode_tree(json.loads(job.tree), leaf=lambda index: tensors[index])
     content = {part: _plain_only(state[part]) for part in ("model", "optimizer", "scheduler") if part in state}
     content |= {"epoch": job.epoch, "step": job.step, "metrics": _plain_only(dict(job.metrics))}
@@ -259,26 +262,6 @@ def _own(job: SaveJob) -> dict[str, Any]:
         "original": original,
         "state_bytes": state_bytes(job.tensors),
     }
-
-
-def _tensor(entry: TensorEntry, content: Bytes) -> Tensor:
-    """A tensor whose memory is ``content``; nobody writes to it, though torch believes one could."""
-    import torch
-
-    dtype: torch.dtype = getattr(torch, entry.dtype)
-    if not entry.nbytes:
-        return torch.empty(entry.shape, dtype=dtype)
-    flat = torch.from_numpy(np.asarray(_Writable(content))).view(dtype)
-    return flat.view(entry.shape) if entry.stride is None else flat.as_strided(entry.shape, entry.stride)
-
-
-class _Writable:
-    """Shows a read-only array as one that torch takes without a warning or a copy."""
-
-    def __init__(self, array: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-        self._array = array
-        address = array.__array_interface__["data"][0]
-        self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}
 
 
 def _plain_only(value: Any) -> Any:

@@ -22,7 +22,7 @@ from milepost.checkpoint.naming import map_leaves
 from milepost.checkpoint.reading import CheckpointFile, open_checkpoint
 from milepost.checkpoint.side_file import rank_of
 from milepost.checkpoint.tree import decode_tree
-from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError
+from milepost.core.errors import CorruptDataError, InvalidCallError, InvalidInputError, NotFoundError
 from milepost.core.records import CheckpointInfo
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def load(
     path: str | os.PathLike[str] | CheckpointInfo,
     only: str | Collection[str] | None = None,
     device: str | torch.device | None = None,
+    *,
+    mapped: bool = False,
 ) -> dict[str, Any]:
     """The content of a checkpoint as a plain dict: ``model``, ``optimizer``, ``extra``, ... with tensors.
 
@@ -104,14 +106,19 @@ def load(
         path: A file of milepost's own format, ``.pt``, ``.pt.gz`` or ``.safetensors``; or a listed checkpoint.
         only: Pattern or patterns of names, ``"model.encoder.*"``; what matches none is not read.
         device: Where the tensors shall be; the CPU without one.
+        mapped: Give tensors that lie in the file itself and take no memory until they are used. Writing to one gives
+            it memory of its own, and never reaches the file. The file must stay as it is while they are used: one that
+            is cut ends the process. Only for checkpoints saved with ``compression=False``.
 
     Raises:
         NotFoundError: There is no such file, or nothing in it matches.
         CorruptDataError: It is damaged; the message names file, tensor and offset.
-        InvalidInputError: The device is not here.
+        InvalidInputError: The device is not here; or the checkpoint is compressed and cannot be mapped.
     """
     patterns = (only,) if isinstance(only, str) else None if only is None else tuple(only)
-    state = load_state(path, patterns=patterns, device=_device(device)).state
+    if mapped and device is not None:
+        raise InvalidCallError("mapped=True and a device are given", cure="map it, then move what is needed")
+    state = _mapped(path, patterns) if mapped else load_state(path, patterns=patterns, device=_device(device)).state
     if patterns is not None and not state:
         raise NotFoundError(f"nothing in {_file(path)} is called {' or '.join(patterns)}", cure="see the names in it")
     return state
@@ -137,6 +144,19 @@ def load_state(
     with open_state(path) as stored:
         wanted = stored.state if patterns is None else _matching(stored.state, patterns)
         return LoadedState(info=stored.info, state=stored.read(wanted, device))
+
+
+def _mapped(path: str | os.PathLike[str] | CheckpointInfo, patterns: Collection[str] | None) -> dict[str, Any]:
+    from milepost.checkpoint.mapping import map_tensors
+
+    with open_state(path) as stored:
+        if not isinstance(stored.file, CheckpointFile):
+            raise InvalidInputError(
+                f"{_file(path)} cannot be mapped: it is of another format", cure="read it instead, or export it"
+            )
+        wanted = stored.state if patterns is None else _matching(stored.state, patterns)
+        state: dict[str, Any] = map_tensors(stored.file, wanted)
+        return state
 
 
 @contextmanager

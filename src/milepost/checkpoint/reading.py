@@ -138,10 +138,12 @@ class CheckpointFile:
         page = start - start % mmap.ALLOCATIONGRANULARITY
         file = self._source.files[0]
         try:
-            memory = mmap.mmap(file.fd, start - page + tensor.nbytes, access=mmap.ACCESS_READ, offset=page)
+            # private: who gets around the flag below writes to memory, neither to the file nor into a signal
+            memory = mmap.mmap(file.fd, start - page + tensor.nbytes, access=mmap.ACCESS_COPY, offset=page)
         except OSError as error:
             raise storage_error(error, "mapping", file.path) from error
         content = np.frombuffer(memory, np.uint8, tensor.nbytes, start - page)
+        content.flags.writeable = False
         self._tensors.check_digest(tensor, xxhash.xxh3_128_intdigest(content.data))
         return shaped(tensor, content)
 

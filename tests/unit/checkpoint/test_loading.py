@@ -15,7 +15,7 @@ import milepost
 from milepost.checkpoint.checkpointer import ModelCheckpointer
 from milepost.checkpoint.loading import load, load_state, open_checkpoint
 from milepost.core.config import ExperimentConfig
-from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError
+from milepost.core.errors import CorruptDataError, InvalidCallError, InvalidInputError, NotFoundError
 
 FORMATS = ("milepost", "pt", "pt.gz", "safetensors")
 
@@ -196,3 +196,32 @@ def test_a_file_that_is_not_there_and_a_device_that_is_not_here(tmp_path: Path) 
 def test_the_package_offers_both_names() -> None:
     assert milepost.load is load
     assert milepost.open_checkpoint is open_checkpoint
+
+
+def test_tensors_can_lie_in_the_file_and_writing_to_one_never_reaches_it(tmp_path: Path) -> None:
+    model = Tagger()
+    saver = ModelCheckpointer(ExperimentConfig(root=str(tmp_path), compression=False))
+    path = saver.save_checkpoint(model, step=1, extra={"half": torch.ones(9).bfloat16(), "none": torch.zeros(0, 2)})
+    saver.wait()
+    before = Path(path).read_bytes()
+
+    state = load(path, mapped=True)
+    assert_equal(state["model"], dict(model.state_dict()))
+    assert torch.equal(state["extra"]["half"], torch.ones(9).bfloat16())
+    assert state["model"]["head.weight"] is state["model"]["encoder.0.weight"]
+    state["model"]["head.weight"].fill_(5.0)
+
+    assert Path(path).read_bytes() == before
+    assert list(load(path, only="model.encoder.0.*", mapped=True)["model"]) == ["encoder.0.weight", "encoder.0.bias"]
+
+
+@pytest.mark.parametrize("kind", ["milepost", "pt"])
+def test_what_cannot_be_mapped_is_refused_with_its_cure(tmp_path: Path, kind: str) -> None:
+    saver = ModelCheckpointer(ExperimentConfig(root=str(tmp_path), checkpoint_format=kind))  # type: ignore[arg-type]
+    path = saver.save_checkpoint(nn.Linear(300, 300), step=1)
+    saver.wait()
+
+    with pytest.raises(InvalidInputError, match="cannot be mapped"):
+        load(path, mapped=True)
+    with pytest.raises(InvalidCallError, match="mapped=True and a device"):
+        load(path, mapped=True, device="cpu")
