@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from torch import nn
 
 from milepost.checkpoint.catalog import CATALOG, refresh, scan
 from milepost.checkpoint.checkpointer import ModelCheckpointer
+from milepost.checkpoint.commit import commit
 from milepost.core.config import ExperimentConfig
 from milepost.core.records import CheckpointInfo
+from tests.unit.companion.jobs import staged
 
 
 @pytest.fixture
@@ -107,3 +110,32 @@ def test_a_record_survives_as_fields(folder: Path) -> None:
     info = scan(folder).infos[1]
 
     assert CheckpointInfo.from_fields(info.to_fields() | {"field of a later version": 1}) == info
+
+
+def test_what_a_checkpoint_needs_and_lacks_is_listed_and_found_again_without_the_catalog(tmp_path: Path) -> None:
+    job, arena = staged(tmp_path, 1)
+    keyframe = commit(job, arena.view)
+    again = replace(job, path=str(tmp_path / "checkpoint_s_2.milepost"), step=2, delta=True)
+    again = replace(again, include="trainable", lossy="bf16-moments", wait_ms=3.5)
+    commit(again, arena.view, base=keyframe.path, keep=9)
+    listed = refresh(tmp_path).infos[1]
+    assert (listed.base, listed.include, listed.lossy, listed.wait_ms) == (
+        keyframe.filename,
+        "trainable",
+        "bf16-moments",
+        3.5,
+    )
+    assert scan(tmp_path).infos[1] == listed
+    (tmp_path / CATALOG).unlink()
+
+    assert scan(tmp_path).infos[1] == listed
+
+
+def test_a_folder_that_is_listed_is_not_opened_file_by_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = plain(folder)
+
+    def opened(path: Path) -> None:
+        raise AssertionError(path)
+
+    monkeypatch.setattr("milepost.checkpoint.catalog.open_checkpoint", opened)
+    assert plain(folder) == listed

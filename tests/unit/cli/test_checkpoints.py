@@ -11,7 +11,7 @@ import pytest
 from milepost.checkpoint.catalog import scan
 from milepost.checkpoint.finishing import finish_save
 from milepost.checkpoint.retention import RetentionRule
-from milepost.core.errors import ConflictError, InvalidCallError, NotFoundError
+from milepost.core.errors import ConflictError, InvalidCallError, MilepostError, NotFoundError
 from milepost.core.events import StatusChanged
 from tests.unit.cli.stage import Stage, Story
 from tests.unit.companion.jobs import staged
@@ -195,3 +195,21 @@ def test_a_name_that_says_no_format_is_refused_before_anything_is_written(stage:
 
     assert isinstance(error, InvalidCallError)
     assert not target.exists()
+
+
+def test_a_checkpoint_is_written_in_the_format_that_the_name_says(stage: Stage, story: Story) -> None:
+    target = stage.root / "weights.safetensors"
+    done = stage.ask("checkpoints", "export", "run@10", str(target), "--only", "model.*")
+
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"{target} is written (")
+    assert b'"weight":{"dtype":"F32","shape":[500]' in target.read_bytes()
+
+
+def test_nothing_that_is_there_is_written_over(stage: Stage, story: Story) -> None:
+    target = stage.root / "weights.milepost"
+    target.write_text("mine")
+    done = stage.ask("checkpoints", "export", "run@10", str(target))
+
+    assert isinstance(done.exception, MilepostError)
+    assert target.read_text() == "mine"
