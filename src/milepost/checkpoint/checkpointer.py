@@ -14,17 +14,21 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.arguments import TrainingObjects, checked_epoch, checked_metrics, checked_step
 from milepost.checkpoint.cadence import Cadence
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule, best_of
 from milepost.checkpoint.saved_path import SavedPath
 from milepost.checkpoint.side_file import RANK_FORMAT, side_file
+from milepost.checkpoint.streaming import NO_MEMORY, commit_from_live, worth_streaming
 from milepost.checkpoint.writer import CheckpointWriter, InlineWriter, PendingSave
 from milepost.core.config import ExperimentConfig, is_disabled
 from milepost.core.errors import InvalidCallError, InvalidInputError, StorageError
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
     from milepost.checkpoint.catalog import Scan
     from milepost.checkpoint.gradients import GradientWatch
+    from milepost.checkpoint.overlap import Overlap
     from milepost.checkpoint.selection import Selector
     from milepost.checkpoint.snapshot import Stager
 
@@ -194,7 +199,7 @@ class ModelCheckpointer:
         if self._rank:
             self._writer.submit(self._rank_job(job, capture_rank(objects.loader)), None, pending)
             return
-        self._stager = self._stager or Stager()
+        self._stager = self._stager or Stager(self._overlap())
         self._stager.settle()
         waiting_since = time.perf_counter()
         arena = self._writer.arena()
@@ -202,14 +207,46 @@ class ModelCheckpointer:
         state = state_of(objects, include=self.config.include, gradients=self.watch(objects))
         content = outline(state, lossy=job.lossy)
         job = replace(job, tree=content.tree, tensors=content.entries, contents=list(state), timestamp=time.time())
-        staged = self._stager.stage(content, arena)
-        job = replace(
-            job,
-            arena_bytes=staged.nbytes,
-            wait_ms=1e3 * waited,
-            stall_ms=1e3 * (time.perf_counter() - started),
+        job = replace(job, arena_bytes=content.nbytes, wait_ms=1e3 * waited)
+        try:
+            if job.format == "milepost" and worth_streaming(content.nbytes, arena.size):
+                self._stream(job, content, pending, started)
+                return
+            staged = self._stager.stage(content, arena, objects)
+        except StorageError as error:
+            if job.format != "milepost" or error.kind not in NO_MEMORY:
+                raise
+            self._stream(job, content, pending, started)
+            return
+        job = replace(job, stall_ms=1e3 * (time.perf_counter() - started))
+        if staged.copying is None:
+            self._writer.submit(job, arena, pending)
+        else:
+            staged.copying.then(partial(self._copied, job, arena, pending))
+
+    def _stream(self, job: SaveJob, content: Outline, pending: PendingSave, started: float) -> None:
+        """Write out of the live state while the training waits; the writer does what comes after the commit."""
+        self._say(
+            "streamed",
+            f"the state of {content.nbytes >> 20} MiB is too large to be copied into the memory that is left: training "
+            "waits while it is written",
+            "give the job more memory",
         )
-        self._writer.submit(job, arena, pending)
+        info = commit_from_live(replace(job, stall_ms=1e3 * (time.perf_counter() - started)), content)
+        pending.commit(info)
+        self._writer.submit(replace(job, stall_ms=info.stall_ms), None, pending)
+
+    def _copied(self, job: SaveJob, arena: Arena, pending: PendingSave, error: StorageError | None) -> None:
+        """On the copying thread: the arena holds the state, or was discarded."""
+        if error is None:
+            self._writer.submit(job, arena, pending)
+            return
+        self._writer.refuse(job, pending, error)
+
+    def _overlap(self) -> Overlap | None:
+        from milepost.checkpoint.overlap import Overlap
+
+        return Overlap(self._say) if self.config.snapshot == "overlap" else None
 
     def watch(self, objects: TrainingObjects) -> GradientWatch:
         """See from now on which gradients the optimizers use up; those that they did not belong to the state."""
@@ -220,7 +257,7 @@ class ModelCheckpointer:
         return self._gradients
 
     def _is_free(self) -> bool:
-        return self._writer.is_free()
+        return self._writer.is_free() and (self._stager is None or not self._stager.is_copying)
 
     def _rank_job(self, job: SaveJob, state: dict[str, Any]) -> SaveJob:
         from milepost.checkpoint.snapshot import text_of
@@ -327,6 +364,9 @@ class ModelCheckpointer:
         objects = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, extra=extra)
         objects.check(needs_model=False)
         self._settle()
+        if self._stager is not None:
+            with suppress(StorageError):  # a copy that does not end is discarded
+                self._stager.settle()
         found = self._found()
         path = select(checkpoint_path, found, self.rule, self.folder)
         patterns = (only,) if isinstance(only, str) else None if only is None else tuple(only)

@@ -213,6 +213,17 @@ class Copying:
         """
         return os.getpid() != self._owner or self._ended.wait(timeout)
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do, the action included."""
+        return os.getpid() != self._owner or not self._thread.is_alive()
+
+    def join(self, timeout: float) -> bool:
+        """Wait until it is over; whether it was within ``timeout`` seconds."""
+        if not self.over:
+            self._thread.join(timeout)
+        return self.over
+
     def give_up(self, reason: StorageError) -> None:
         """Nobody waits any longer: the live memory may change, so what arrives is discarded."""
         with self._lock:

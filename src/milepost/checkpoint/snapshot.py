@@ -146,6 +146,11 @@ class Stager:
         self._plan: _Plan | None = None
         self._copying: Copying | None = None
 
+    @property
+    def is_copying(self) -> bool:
+        """Whether :meth:`settle` would wait."""
+        return self._copying is not None and not self._copying.over
+
     def settle(self) -> None:
         """Wait until nothing of a state that was staged before is still to be copied, and judge how it went.
 
@@ -153,7 +158,7 @@ class Stager:
             StorageError: It did not end; the arena cannot be used.
         """
         patience = _PATIENCE if self._overlap is None else self._overlap.patience
-        if self._copying is not None and not self._copying.wait(patience):
+        if self._copying is not None and not self._copying.join(patience):
             reason = torn_error(f"the copy of the save before was not done within {patience:g} seconds")
             self._copying.give_up(reason)
             raise reason

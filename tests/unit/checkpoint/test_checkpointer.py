@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from milepost.checkpoint import copying
 from milepost.checkpoint.catalog import scan
 from milepost.checkpoint.checkpointer import ModelCheckpointer
 from milepost.checkpoint.loading import load_state
@@ -365,3 +366,54 @@ def test_a_folder_whose_name_is_no_unicode_is_refused_with_its_cure(tmp_path: Pa
     config = ExperimentConfig(checkpoint_dir=os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     with pytest.raises(InvalidInputError, match="UTF-8"):
         ModelCheckpointer(config).save_checkpoint(nn.Linear(2, 2), step=1)
+
+
+def overlapping(folder: Path, notices: list[Noticed]) -> tuple[ModelCheckpointer, Any, Any]:
+    config = ExperimentConfig(root=str(folder), snapshot="overlap")
+    saver = ModelCheckpointer(config, experiment_id="run", notice=notices.append)
+    model = nn.Linear(64, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(2, 64)).sum().backward()
+    for step in range(3):
+        optimizer.step()
+        saver.save_checkpoint(model, optimizer, step=step)
+    return saver, model, optimizer
+
+
+def test_an_overlapped_save_is_the_state_at_the_call(tmp_path: Path) -> None:
+    saver, model, optimizer = overlapping(tmp_path, [])
+    for step in range(3, 8):
+        optimizer.step()
+        expected = model.weight.detach().clone()
+        path = saver.save_checkpoint(model, optimizer, step=step)
+        optimizer.step()
+        assert torch.equal(torch.as_tensor(load_state(Path(os.fspath(path))).state["model"]["weight"]), expected)
+
+    report = saver.load_checkpoint(7, model, optimizer)
+    assert report.step == 7
+    assert torch.equal(model.weight, expected)
+
+
+def test_an_overlapped_save_that_was_torn_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notices: list[Noticed] = []
+    saver, model, optimizer = overlapping(tmp_path, notices)
+    opened, move = threading.Event(), copying._move
+
+    def gated(shares: Any) -> None:
+        assert threading.current_thread().name != "milepost-copy" or opened.wait(60)
+        move(shares)
+
+    monkeypatch.setattr(copying, "_move", gated)
+    optimizer.step()
+    path = saver.save_checkpoint(model, optimizer, step=3)
+    assert saver.save_checkpoint(model, optimizer, step=4, busy="skip") is None
+    model.weight.data.mul_(0.5)
+    opened.set()
+    with pytest.raises(StorageError, match="changed while it was copied") as caught:
+        os.fspath(path)
+    assert caught.value.kind == "torn"
+
+    saver.save_checkpoint(model, optimizer, step=4)
+    saver.wait()
+    assert [info.step for info in saver.list_checkpoints()] == [0, 1, 2, 4]
+    assert {notice.topic for notice in notices} == {"overlap", "failed-3"}
