@@ -173,6 +173,12 @@ def test_over_the_budget_a_keyframe_goes_with_the_last_that_needs_it() -> None:
     assert kept(infos, keep_newest=9, max_bytes=21)[1] == "one of the newest 9"
 
 
+def test_the_budget_waits_for_what_a_cut_saves() -> None:
+    infos = [info(step, size=10, contents=FULL) for step in (1, 2, 3)]
+
+    assert cut(infos, max_bytes=15) == [2, 1]
+
+
 # ---------------------------------------------------------------- whatever there is, whatever is asked for
 
 positions = st.integers(0, 60)
