@@ -18,7 +18,7 @@ __all__ = ["Advisor", "back_pressure", "unchanged"]
 
 _LONG_MS = 1000.0
 _TIMES_THE_COPY = 5.0
-_SHORTEST_MS = 50.0  # a tiny model saved in every step waits many times its copy, and nobody minds
+_SHORTEST_MS = 250.0  # a tiny model saved in every step waits many times its copy, and nobody minds
 _MOSTLY = 0.5
 
 

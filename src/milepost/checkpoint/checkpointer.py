@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from milepost.checkpoint.gradients import GradientWatch
     from milepost.checkpoint.overlap import Overlap
     from milepost.checkpoint.selection import Selector
-    from milepost.checkpoint.snapshot import Stager
+    from milepost.checkpoint.snapshot import Outline, Staged, Stager
 
 __all__ = ["ModelCheckpointer"]
 
@@ -208,14 +208,8 @@ class ModelCheckpointer:
         content = outline(state, lossy=job.lossy)
         job = replace(job, tree=content.tree, tensors=content.entries, contents=list(state), timestamp=time.time())
         job = replace(job, arena_bytes=content.nbytes, wait_ms=1e3 * waited)
-        try:
-            if job.format == "milepost" and worth_streaming(content.nbytes, arena.size):
-                self._stream(job, content, pending, started)
-                return
-            staged = self._stager.stage(content, arena, objects)
-        except StorageError as error:
-            if job.format != "milepost" or error.kind not in NO_MEMORY:
-                raise
+        staged = self._staged(self._stager, job, content, arena, objects)
+        if staged is None:
             self._stream(job, content, pending, started)
             return
         job = replace(job, stall_ms=1e3 * (time.perf_counter() - started))
@@ -223,6 +217,20 @@ class ModelCheckpointer:
             self._writer.submit(job, arena, pending)
         else:
             staged.copying.then(partial(self._copied, job, arena, pending))
+
+    @staticmethod
+    def _staged(
+        stager: Stager, job: SaveJob, content: Outline, arena: Arena, objects: TrainingObjects
+    ) -> Staged | None:
+        """The snapshot in the arena; None if there is no memory for it, but the format can do without."""
+        if job.format == "milepost" and worth_streaming(content.nbytes, arena.size):
+            return None
+        try:
+            return stager.stage(content, arena, objects)
+        except StorageError as error:
+            if job.format != "milepost" or error.kind not in NO_MEMORY:
+                raise
+            return None
 
     def _stream(self, job: SaveJob, content: Outline, pending: PendingSave, started: float) -> None:
         """Write out of the live state while the training waits; the writer does what comes after the commit."""

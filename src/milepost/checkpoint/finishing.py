@@ -39,7 +39,7 @@ from milepost.io.durable import fsync_directory, replace_file
 if TYPE_CHECKING:
     from milepost.checkpoint.habits import Habits
 
-__all__ = ["finish_save"]
+__all__ = ["commit_with_ranks", "finish_save"]
 
 _RANKS_TIMEOUT = 60.0
 
@@ -80,7 +80,7 @@ def finish_save(
     info, reason = _committed_before(job), ""
     if info is None:
         write = partial(commit, base=_keyframe(job, rule), keep=rule.keep_newest, habits=habits, hurry=hurry)
-        info, reason = _commit_with_ranks(job, arena, write)
+        info, reason = commit_with_ranks(job, lambda complete: write(complete, arena))
     remove_stale_temporaries(path.parent)
     refresh(path.parent)
     report(_change("committed", info, reason))
@@ -114,14 +114,17 @@ def _keyframe(job: SaveJob, rule: RetentionRule) -> Path | None:
     return chosen.path if chosen is not None else None
 
 
-def _commit_with_ranks(
-    job: SaveJob, arena: memoryview, write: Callable[[SaveJob, memoryview], CheckpointInfo]
-) -> tuple[CheckpointInfo, str]:
-    """Commit together with what the other ranks left; the second value names ranks that left nothing."""
+def commit_with_ranks(job: SaveJob, write: Callable[[SaveJob], CheckpointInfo]) -> tuple[CheckpointInfo, str]:
+    """Commit together with what the other ranks left; the second value names ranks that left nothing.
+
+    Args:
+        job: What to write.
+        write: Commits it, given the job with those side files that are there.
+    """
     wanted = [Path(name) for name in job.side_files]
     present = _wait_for(wanted)
     missing = ", ".join(str(rank_of(file)) for file in wanted if file not in present)
-    info = write(replace(job, side_files=[str(file) for file in present]), arena)
+    info = write(replace(job, side_files=[str(file) for file in present]))
     for file in present:
         with suppress(OSError):
             file.unlink()

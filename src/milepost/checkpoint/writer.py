@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from milepost.checkpoint.advice import Advisor
 from milepost.checkpoint.arena import Arena
@@ -25,6 +25,9 @@ from milepost.core.errors import GaveUpWaitingError, MilepostError, StorageError
 from milepost.core.events import CheckpointChanged
 from milepost.core.records import CheckpointInfo
 from milepost.core.saying import say
+
+if TYPE_CHECKING:
+    from milepost.checkpoint.habits import Habits
 
 __all__ = ["CheckpointWriter", "InlineWriter", "PendingSave"]
 
@@ -142,6 +145,7 @@ class InlineWriter:
         self._backup = backup
         self._spool = spool
         self._advisor = Advisor(lambda noticed: say(noticed.message, cure=noticed.cure))
+        self._habits: Habits | None = None  # made by the writing thread: it brings the writing side along
         self.forget()
         _writers.add(self)
 
@@ -201,6 +205,7 @@ class InlineWriter:
     def _finish(self, job: SaveJob, arena: Arena | None, pending: PendingSave, before: threading.Thread | None) -> None:
         # all of the writing side: not for those who only hand over
         from milepost.checkpoint.finishing import finish_save
+        from milepost.checkpoint.habits import Habits
 
         if before is not None:
             before.join()  # read-back and retention of one save end before the next save begins
@@ -211,9 +216,11 @@ class InlineWriter:
             if self._report is not None:
                 self._report(change)
 
+        self._habits = habits = self._habits or Habits()
         view = memoryview(b"") if arena is None else arena.view
         try:
-            pending.commit(finish_save(job, view, self._rule, report, backup=self._backup))
+            pending.commit(finish_save(job, view, self._rule, report, habits=habits, backup=self._backup))
+            self._advisor.written(job, habits)
         except MilepostError as error:
             self.refuse(job, pending, error)
         except (OSError, MemoryError) as error:

@@ -45,7 +45,7 @@ _LONGEST_FOR_OWN_FILES = 10.0
 _IN_A_CONTAINER = Noticed(
     source="checkpoint",
     topic="container",
-    message="if this training is killed, its whole container dies, and with it a checkpoint that is still being written",
+    message="if this training is killed, its whole container dies, with any checkpoint that is still being written",
     cure='staging="spool" keeps that one too, durable=True waits for it; the one before is safe in any case',
 )
 
@@ -89,6 +89,7 @@ class Duties:
             self._save_over,
             hurry=self._hurried.is_set,
             backup=Path(backup) if backup else None,
+            written=self._advisor.written,
         )
         self._keeper: Follower | None = None
         self._guests: list[Follower] = []

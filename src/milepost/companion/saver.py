@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from milepost.checkpoint.finishing import finish_save
+from milepost.checkpoint.habits import Habits
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule
 from milepost.core.errors import MilepostError
@@ -40,6 +41,7 @@ class Saver:
         over: Takes the number of a save of which nothing is left to do.
         hurry: Whether what is left of a save should be stored the fastest way, because the training is gone.
         backup: A second folder that gets a copy of each verified checkpoint.
+        written: Takes each job that was committed, and what is known of its writing.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Saver:
         *,
         hurry: Callable[[], bool] = lambda: False,
         backup: Path | None = None,
+        written: Callable[[SaveJob, Habits], None] = lambda _job, _habits: None,
     ) -> None:
         self._rule = rule
         self._report = report
@@ -58,6 +61,8 @@ class Saver:
         self._over = over
         self._hurry = hurry
         self._backup = backup
+        self._written = written
+        self._habits = Habits()
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._doing = ""
@@ -84,9 +89,11 @@ class Saver:
                     work.view,
                     self._rule,
                     partial(self._report, work.number),
+                    habits=self._habits,
                     hurry=self._hurry,
                     backup=self._backup,
                 )
+                self._written(work.job, self._habits)
             except MilepostError as error:
                 self._failed(work.number, work.job, error)
             except Exception as error:  # noqa: BLE001 - a bug in one save must not stop the saves after it

@@ -23,7 +23,7 @@ Bytes = bytes | bytearray | memoryview
 _CURES: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("disk-full", "enable compression, lower max_checkpoints or free disk space"),
     errno.EDQUOT: ("disk-full", "enable compression, lower max_checkpoints or ask for a larger quota"),
-    errno.EFBIG: ("disk-full", "raise the limit of file sizes (ulimit -f), or save less"),
+    errno.EFBIG: ("file-too-large", "raise the limit of file sizes (ulimit -f), or save less"),
     errno.EIO: ("io-error", "check the disk and its cable or mount; what was committed before is whole"),
     errno.EROFS: ("read-only", "mount the file system writable or choose another folder"),
     errno.EACCES: ("permission", "give this user write access or choose another folder"),

@@ -17,9 +17,9 @@ def job(*, wait_ms: float = 0.0, stall_ms: float = 0.0, **more) -> SaveJob:
     ("wait_ms", "stall_ms", "said"),
     [
         (0.0, 20.0, False),
-        (99.0, 119.0, False),  # 20 ms of copy
-        (101.0, 121.0, True),
-        (49.0, 50.0, False),  # many times the copy, but nothing that anybody would notice
+        (290.0, 350.0, False),  # 60 ms of copy
+        (310.0, 370.0, True),
+        (240.0, 241.0, False),  # many times the copy, but nothing that anybody would notice
         (900.0, 1200.0, False),
         (1001.0, 9000.0, True),
     ],

@@ -416,4 +416,4 @@ def test_an_overlapped_save_that_was_torn_is_no_file(tmp_path: Path, monkeypatch
     saver.save_checkpoint(model, optimizer, step=4)
     saver.wait()
     assert [info.step for info in saver.list_checkpoints()] == [0, 1, 2, 4]
-    assert {notice.topic for notice in notices} == {"overlap", "failed-3"}
+    assert {notice.topic for notice in notices} == {"overlap"}  # the failure is the writer's to report
