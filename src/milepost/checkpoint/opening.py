@@ -26,10 +26,7 @@ from milepost.core.errors import CorruptDataError, MilepostError, NotFoundError,
 from milepost.io.direct import read_fully
 from milepost.io.durable import storage_error
 
-__all__ = ["LARGEST_MANIFEST", "Opened", "open_files"]
-
-#: Bytes of a manifest: room for the blocks of terabytes, and little enough to parse without harm.
-LARGEST_MANIFEST = 256 << 20
+__all__ = ["Opened", "open_files"]
 
 _ANOTHER = "load another checkpoint"
 _READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -145,8 +142,6 @@ def _trailer(fd: int, size: int) -> Trailer:
 
 def _text(fd: int, trailer: Trailer) -> bytes:
     offset, length = trailer.manifest_offset, trailer.manifest_bytes
-    if length > LARGEST_MANIFEST:
-        raise CorruptDataError(f"the manifest has {length} bytes, more than {LARGEST_MANIFEST}", cure=_ANOTHER)
     text = _read_at(fd, offset, length)
     if xxhash.xxh3_128_digest(text) != trailer.manifest_digest:
         raise CorruptDataError(f"the manifest is damaged at offset {offset}", cure=_ANOTHER)

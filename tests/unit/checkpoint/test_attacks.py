@@ -15,7 +15,7 @@ import xxhash
 import zstandard
 
 from milepost.checkpoint.codec import BLOCK_BYTES
-from milepost.checkpoint.opening import LARGEST_MANIFEST
+from milepost.checkpoint.envelope import LARGEST_MANIFEST
 from milepost.checkpoint.reading import open_checkpoint
 from milepost.core.errors import CorruptDataError, NotFoundError
 from tests.unit.checkpoint import forged_files as forged
