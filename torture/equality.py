@@ -15,7 +15,6 @@ import copy
 import random
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,7 +47,7 @@ class Equality:
     """
 
     rounds: int = 0
-    discarded: Counter[str] = field(default_factory=Counter)
+    discarded: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -139,7 +138,7 @@ def _one_run(folder: Path, snapshot: Snapshot, chance: random.Random, rounds: in
         found.rounds += 1
         problem = _difference(checkpointer, path, twin, wanted)
         if problem == "no file":
-            found.discarded[name] += 1
+            found.discarded[name] = found.discarded.get(name, 0) + 1
             if name in _LAWFUL or snapshot == "copy":
                 said = "; ".join(notice.message for notice in notices[-2:])
                 found.problems.append(f"{snapshot}: {name} right behind the save cost the checkpoint ({said})")
