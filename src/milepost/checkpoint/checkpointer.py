@@ -372,9 +372,7 @@ class ModelCheckpointer:
         objects = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, extra=extra)
         objects.check(needs_model=False)
         self._settle()
-        if self._stager is not None:
-            with suppress(StorageError):  # a copy that does not end is discarded
-                self._stager.settle()
+        self.settle_copies()
         found = self._found()
         path = select(checkpoint_path, found, self.rule, self.folder)
         patterns = (only,) if isinstance(only, str) else None if only is None else tuple(only)
@@ -419,6 +417,12 @@ class ModelCheckpointer:
         if self._last is not None:
             self._last.wait(timeout)
         self._writer.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def settle_copies(self) -> None:
+        """Wait until what :meth:`save_checkpoint` returned ahead of is copied and handed over; a bounded wait."""
+        if self._stager is not None:
+            with suppress(StorageError):  # a copy that does not end is discarded
+                self._stager.settle()
 
     def _settle(self) -> None:
         """Let a save on its way arrive, so that a list made after a save contains it."""

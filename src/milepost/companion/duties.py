@@ -17,12 +17,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from milepost.checkpoint.advice import Advisor
+from milepost.checkpoint.backup import copy_checkpoint
+from milepost.checkpoint.catalog import mark_verified, refresh, scan
 from milepost.checkpoint.job import SaveJob
-from milepost.checkpoint.retention import RetentionRule
+from milepost.checkpoint.retention import RetentionRule, newest_first
 from milepost.companion.guests import describe_run, make_followers
 from milepost.companion.messages import FromCompanion, Hello, Saved, SaveFailed, SaveOver, Told
 from milepost.companion.saver import Saver
@@ -82,13 +85,15 @@ class Duties:
         self._log = DirectLog(self.layout, log_id)
         begin_log(self._log, role=role, attempt=hello.attempt, rank=hello.rank, world_size=hello.world_size)
         backup = hello.settings.get("backup_dir")
+        self._backup = Path(backup) if backup else None
+        self._saved_differences = False
         self._saver = Saver(
             RetentionRule.of(hello.settings),
             self._report,
             self._save_failed,
             self._save_over,
             hurry=self._hurried.is_set,
-            backup=Path(backup) if backup else None,
+            backup=self._backup,
             written=self._advisor.written,
         )
         self._keeper: Follower | None = None
@@ -145,6 +150,7 @@ class Duties:
         self._advisor.staged(job)
         if number == 1 and self._hello.settings.get("staging") == "memory" and ends_its_container(self._hello.pid):
             self.notice(_IN_A_CONTAINER)
+        self._saved_differences |= job.delta and not job.standalone
         self._saver.submit(number, job, view)
 
     def hurry(self) -> None:
@@ -202,6 +208,7 @@ class Duties:
         """
         while not self._saver.finish(1.0):
             waiting(self._saver.doing)
+        self._let_the_last_load_alone()
         if self._capturing is not None:
             self._capturing.join(max(0.1, min(5.0, deadline - time.monotonic())))
         for follower in self._followers():
@@ -216,6 +223,34 @@ class Duties:
                 waiting(guest.name)
         # A parked guest has said why; what is left of the others must be named.
         return [guest.name for guest in self._guests if not guest.finish(deadline) and guest.state.phase != "parked"]
+
+    def _let_the_last_load_alone(self) -> None:
+        """The newest checkpoint of a run that is over is the one that goes elsewhere: without its keyframe."""
+        if not self._saved_differences or self._hello.rank or self._hurried.is_set():
+            return
+        from milepost.checkpoint.standalone import rewrite_alone
+
+        own = (i for i in scan(self.layout.checkpoints).infos if i.experiment_id == self.layout.experiment_id)
+        newest = next(iter(newest_first(list(own))), None)
+        if newest is None or not newest.base:
+            return
+        try:
+            alone = rewrite_alone(newest.path)
+            mark_verified(alone.path)
+            refresh(alone.path.parent)
+            if self._backup is not None:
+                copy_checkpoint(replace(alone, verified=True), self._backup)
+        except (MilepostError, OSError) as error:
+            message = f"{newest.filename} still needs {newest.base} beside it ({error})"
+            self.notice(Noticed(source="checkpoint", topic="alone", message=message, cure="keep both files together"))
+        else:
+            reason = f"loads without {newest.base} now"
+            fields = replace(alone, verified=True).to_fields()
+            changed = CheckpointChanged(
+                step=alone.step, action="committed", filename=alone.filename, reason=reason, info=fields
+            )
+            self.record(changed, alone.step)
+            logger.info("%s %s", alone.filename, reason)
 
     def close(self) -> None:
         """Close our own log and give its lock back."""

@@ -375,6 +375,7 @@ class Run:
         if self._console is not None:
             self._console.remove()
         self._fetch_device_values()
+        self.checkpointer.settle_copies()  # what is handed over behind the end would not be written
         self._log.append(without_secrets(end))
         self._ended = end
         stop_listening(self)

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import torch
 
+from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.snapshot import Stager, outline
 from milepost.companion.duties import Duties
@@ -77,6 +78,32 @@ def test_a_failed_save_is_a_state_since_its_step_until_a_later_one_is_committed(
     assert reader.refresh().notices == []
     assert [info.step for info in reader.checkpoints] == [6]
     assert any("checkpoints are written again" in m.text for m in emitted if isinstance(m, Told))
+
+
+def test_at_the_end_the_newest_checkpoint_loads_without_its_keyframe(duties, layout, emitted, log):
+    arena = Arena()
+    weights = torch.randn(200_000, generator=torch.Generator().manual_seed(1))
+    for step in (1, 2):
+        weights *= 1.00001
+        snapshot = Stager().stage(outline({"model": {"weight": weights}}), arena)
+        job = SaveJob(
+            path=str(layout.checkpoints / f"checkpoint_s_{step}.milepost"),
+            experiment_id=layout.experiment_id,
+            step=step,
+            timestamp=float(step),
+            tree=snapshot.tree,
+            tensors=snapshot.tensors,
+            arena_bytes=snapshot.nbytes,
+            delta=True,
+        )
+        duties.save(step, job, arena.view)
+        until(lambda step=step: [type(m) for m in emitted].count(SaveOver) == step)
+    reader = RunReader(layout)
+    assert reader.checkpoints[-1].base
+    assert finish(duties) == []
+    newest = reader.refresh().checkpoints[-1]
+    assert (newest.step, newest.base, newest.verified) == (2, "", True)
+    assert reader.notices == []
 
 
 def test_what_is_noticed_is_recorded_and_told_with_its_cure(duties, layout, emitted):
