@@ -15,7 +15,7 @@ from milepost.core.errors import InvalidCallError, InvalidInputError
 __all__ = ["TrainingObjects", "checked_epoch", "checked_metrics", "checked_step", "is_optimizer"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TrainingObjects:
     """The live objects of a training.
 

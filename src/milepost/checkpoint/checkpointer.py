@@ -15,20 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.arguments import TrainingObjects, checked_epoch, checked_metrics, checked_step
 from milepost.checkpoint.cadence import Cadence
+from milepost.checkpoint.handover import Handover
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule, best_of
 from milepost.checkpoint.saved_path import SavedPath
-from milepost.checkpoint.side_file import RANK_FORMAT, side_file
-from milepost.checkpoint.streaming import NO_MEMORY, commit_from_live, worth_streaming
+from milepost.checkpoint.side_file import side_file
 from milepost.checkpoint.writer import CheckpointWriter, InlineWriter, PendingSave
 from milepost.core.config import ExperimentConfig, is_disabled
 from milepost.core.errors import InvalidCallError, InvalidInputError, StorageError
@@ -41,10 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from milepost.checkpoint.catalog import Scan
-    from milepost.checkpoint.gradients import GradientWatch
-    from milepost.checkpoint.overlap import Overlap
     from milepost.checkpoint.selection import Selector
-    from milepost.checkpoint.snapshot import Outline, Staged, Stager
 
 __all__ = ["ModelCheckpointer"]
 
@@ -82,11 +76,10 @@ class ModelCheckpointer:
         self.experiment_id = experiment_id or ""
         self._stamp = stamp or datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-%f")
         self._writer = writer if writer is not None else self._own_writer()
-        self._rank, self._world_size, self._attempt = rank, world_size, attempt
+        self._world_size, self._attempt = world_size, attempt
         self._notice = notice
         self._noticed: set[str] = set()
-        self._stager: Stager | None = None  # made at the first save: it needs torch, a run may not
-        self._gradients: GradientWatch | None = None  # likewise
+        self._handover = Handover(self._writer, rank=rank, say=self._say, overlap=config.snapshot == "overlap")
         self._lock = threading.RLock()
         self._counts: dict[int, int] = {}
         self._cadence = Cadence(
@@ -110,7 +103,7 @@ class ModelCheckpointer:
             from milepost.checkpoint.spool import recover
 
             recover(spool)
-        return InlineWriter(self.rule, backup=next(iter(self._copies), None), spool=spool)
+        return InlineWriter(self.rule, backup=next(iter(self.copies), None), spool=spool)
 
     def save_checkpoint(
         self,
@@ -158,20 +151,15 @@ class ModelCheckpointer:
             StorageError: An earlier save failed and ``on_save_error`` is ``"raise"``, or this one did and ``durable``.
         """
         started = time.perf_counter()
-        objects = TrainingObjects(
-            model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, loader=loader, extra=extra
-        )
+        objects = TrainingObjects(model, optimizer, scheduler, scaler, loader, extra)
         objects.check()
-        if busy not in {"wait", "skip"}:
-            raise InvalidCallError(f"busy is {busy!r}", cure='give "wait" or "skip"')
-        step = self._next_step if step is None else checked_step(step)
-        job = self._job(step, checked_epoch(epoch), checked_metrics(metrics), is_best=bool(is_best), pinned=bool(pin))
-        job = replace(job, standalone=job.is_best or job.pinned or final)
+        _check_busy(busy)
+        job = self._job(step, epoch, metrics, is_best=bool(is_best), pinned=bool(pin), final=final)
         if is_disabled():
             return SavedPath(job.path)
         with self._lock:
             self._raise_earlier()
-            if busy == "skip" and not self._is_free():
+            if busy == "skip" and not self._handover.is_free:
                 return None
             pending = self._save(job, started, objects)
         if durable:
@@ -184,7 +172,7 @@ class ModelCheckpointer:
         pending = PendingSave(Path(job.path), job.step)
         try:
             self._make_folder()
-            self._stage(job, started, objects, pending)
+            self._handover.hand_over(job, objects, pending, started)
         except StorageError as error:
             self._writer.refuse(job, pending, error)
         self._last, self._last_step = pending, job.step
@@ -192,105 +180,33 @@ class ModelCheckpointer:
         self._counts[job.step] = self._counts.get(job.step, 0) + 1
         return pending
 
-    def _stage(self, job: SaveJob, started: float, objects: TrainingObjects, pending: PendingSave) -> None:
-        from milepost.checkpoint.snapshot import Stager, outline
-        from milepost.checkpoint.state import capture_rank, state_of
-
-        if self._rank:
-            self._writer.submit(self._rank_job(job, capture_rank(objects.loader)), None, pending)
-            return
-        self._stager = self._stager or Stager(self._overlap())
-        self._stager.settle()
-        waiting_since = time.perf_counter()
-        arena = self._writer.arena()
-        waited = time.perf_counter() - waiting_since
-        state = state_of(objects, include=self.config.include, gradients=self.watch(objects))
-        content = outline(state, lossy=job.lossy)
-        job = replace(job, tree=content.tree, tensors=content.entries, contents=list(state), timestamp=time.time())
-        job = replace(job, arena_bytes=content.nbytes, wait_ms=1e3 * waited)
-        staged = self._staged(self._stager, job, content, arena, objects)
-        if staged is None:
-            self._stream(job, content, pending, started)
-            return
-        job = replace(job, stall_ms=1e3 * (time.perf_counter() - started))
-        if staged.copying is None:
-            self._writer.submit(job, arena, pending)
-        else:
-            staged.copying.then(partial(self._copied, job, arena, pending))
-
-    @staticmethod
-    def _staged(
-        stager: Stager, job: SaveJob, content: Outline, arena: Arena, objects: TrainingObjects
-    ) -> Staged | None:
-        """The snapshot in the arena; None if there is no memory for it, but the format can do without."""
-        if job.format == "milepost" and worth_streaming(content.nbytes, arena.size):
-            return None
-        try:
-            return stager.stage(content, arena, objects)
-        except StorageError as error:
-            if job.format != "milepost" or error.kind not in NO_MEMORY:
-                raise
-            return None
-
-    def _stream(self, job: SaveJob, content: Outline, pending: PendingSave, started: float) -> None:
-        """Write out of the live state while the training waits; the writer does what comes after the commit."""
-        self._say(
-            "streamed",
-            f"the state of {content.nbytes >> 20} MiB is too large to be copied into the memory that is left: training "
-            "waits while it is written",
-            "give the job more memory",
-        )
-        info = commit_from_live(replace(job, stall_ms=1e3 * (time.perf_counter() - started)), content)
-        pending.commit(info)
-        self._writer.submit(replace(job, stall_ms=info.stall_ms), None, pending)
-
-    def _copied(self, job: SaveJob, arena: Arena, pending: PendingSave, error: StorageError | None) -> None:
-        """On the copying thread: the arena holds the state, or was discarded."""
-        if error is None:
-            self._writer.submit(job, arena, pending)
-            return
-        self._writer.refuse(job, pending, error)
-
-    def _overlap(self) -> Overlap | None:
-        from milepost.checkpoint.overlap import Overlap
-
-        return Overlap(self._say) if self.config.snapshot == "overlap" else None
-
-    def watch(self, objects: TrainingObjects) -> GradientWatch:
+    def watch(self, objects: TrainingObjects) -> None:
         """See from now on which gradients the optimizers use up; those that they did not belong to the state."""
-        from milepost.checkpoint.gradients import GradientWatch
+        self._handover.watch(objects)
 
-        self._gradients = self._gradients or GradientWatch()
-        self._gradients.follow(objects)
-        return self._gradients
+    def prepare(self, objects: TrainingObjects) -> None:
+        """Make the memory of the copy ahead of the first save, from a thread that has time."""
+        self._handover.prepare(objects)
 
-    def _is_free(self) -> bool:
-        return self._writer.is_free() and (self._stager is None or not self._stager.is_copying)
-
-    def _rank_job(self, job: SaveJob, state: dict[str, Any]) -> SaveJob:
-        from milepost.checkpoint.snapshot import text_of
-
-        path = side_file(Path(job.path), self._rank)
-        return replace(
-            job, path=str(path), format=RANK_FORMAT, tree=text_of(state), contents=list(state), timestamp=time.time()
-        )
-
-    def _job(self, step: int, epoch: float | None, metrics: dict[str, Any], *, is_best: bool, pinned: bool) -> SaveJob:
+    def _job(self, given: Any, epoch: Any, metrics: Any, *, is_best: bool, pinned: bool, final: bool) -> SaveJob:
         _require_unicode(self.folder)
+        config = self.config
+        step = self._next_step if given is None else checked_step(given)
         again = self._counts.get(step, 0)
         name = f"checkpoint_{self._stamp}_{step}{f'-{again + 1}' if again else ''}{'_best' if is_best else ''}"
-        path = self.folder / f"{name}{_EXTENSIONS[self.config.checkpoint_format]}"
+        path = self.folder / f"{name}{_EXTENSIONS[config.checkpoint_format]}"
         return SaveJob(
             path=str(path),
-            format=self.config.checkpoint_format,
-            compression=self.config.compression is not False,
-            delta=self.config.compression == "delta",
-            include=self.config.include,
-            lossy="bf16-moments" if self.config.compression == "bf16-moments" else "",
-            experiment_id=self.experiment_id,
             step=step,
-            epoch=epoch,
-            metrics=metrics,
+            epoch=checked_epoch(epoch),
+            metrics=checked_metrics(metrics),
+            format=config.checkpoint_format,
+            compression=config.compression is not False,
+            delta=config.compression == "delta",
+            standalone=is_best or pinned or final,
+            include=config.include,
+            lossy="bf16-moments" if config.compression == "bf16-moments" else "",
+            experiment_id=self.experiment_id,
             is_best=is_best,
             pinned=pinned,
             tree="",
@@ -363,7 +279,8 @@ class ModelCheckpointer:
 
         Raises:
             NotFoundError: There is no such checkpoint.
-            CorruptDataError: It is damaged; the message names file, tensor and offset, and the newest sound one.
+            CorruptDataError: It is damaged; the message names file, tensor and offset, and the newest sound one. If
+                the damage was found in the middle, the objects hold a part of it, and the message says so.
             InvalidInputError: It does not fit; nothing was changed.
         """
         from milepost.checkpoint.recovery import load_into
@@ -371,17 +288,17 @@ class ModelCheckpointer:
 
         objects = TrainingObjects(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, extra=extra)
         objects.check(needs_model=False)
-        self._settle()
         self.settle_copies()
+        self._settle()
         found = self._found()
         path = select(checkpoint_path, found, self.rule, self.folder)
         patterns = (only,) if isinstance(only, str) else None if only is None else tuple(only)
         return load_into(
-            path, objects, found, device=device, strict=strict, only=patterns, fallback=fallback, copies=self._copies
+            path, objects, found, device=device, strict=strict, only=patterns, fallback=fallback, copies=self.copies
         )
 
     @property
-    def _copies(self) -> tuple[Path, ...]:
+    def copies(self) -> tuple[Path, ...]:
         """Folders where a second copy of a checkpoint may lie."""
         return (Path(self.config.backup_dir),) if self.config.backup_dir is not None else ()
 
@@ -420,9 +337,8 @@ class ModelCheckpointer:
 
     def settle_copies(self) -> None:
         """Wait until what :meth:`save_checkpoint` returned ahead of is copied and handed over; a bounded wait."""
-        if self._stager is not None:
-            with suppress(StorageError):  # a copy that does not end is discarded
-                self._stager.settle()
+        with suppress(StorageError):  # a copy that does not end is discarded
+            self._handover.settle()
 
     def _settle(self) -> None:
         """Let a save on its way arrive, so that a list made after a save contains it."""
@@ -434,6 +350,11 @@ class ModelCheckpointer:
         from milepost.checkpoint.selection import of_experiment
 
         return of_experiment(scan(self.folder), self.experiment_id if experiment_id is None else experiment_id)
+
+
+def _check_busy(busy: object) -> None:
+    if busy not in {"wait", "skip"}:
+        raise InvalidCallError(f"busy is {busy!r}", cure='give "wait" or "skip"')
 
 
 def _require_unicode(folder: Path) -> None:

@@ -12,7 +12,7 @@ __all__ = ["info_of"]
 
 
 def info_of(job: SaveJob, path: Path, size: int, base: str = "") -> CheckpointInfo:
-    """The record of ``job`` written to ``path``: ``size`` bytes, differences to ``base`` if there is one; not verified."""
+    """The record of ``job`` written to ``path``: ``size`` bytes, beside ``base`` if it needs one; not verified."""
     return CheckpointInfo(
         filename=path.name,
         path=path,

@@ -88,6 +88,7 @@ class Overlap:
         self._pending = _Pending(watched, copying)
         if self._hook is None:
             self._hook = register_optimizer_step_pre_hook(_hook_of(weakref.ref(self)))
+            weakref.finalize(self, self._hook.remove)
 
     def judge(self, watched: Watched) -> None:
         """For the copying thread, behind the copy.

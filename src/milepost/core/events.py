@@ -161,8 +161,8 @@ class CheckpointChanged:
     """Something happened to a checkpoint of this run.
 
     ``action``: ``staged`` (the copy is safe from the death of the trainer), ``committed`` (complete, fsynced, listed),
-    ``verified`` (read back and decoded), ``failed``, ``removed`` (by retention; ``reason`` says which rule), ``demoted``
-    (likewise: only the model is left of it). ``info`` holds the fields of
+    ``verified`` (read back and decoded), ``failed``, ``removed`` (by retention; ``reason`` says which rule),
+    ``demoted`` (likewise: only the model is left of it). ``info`` holds the fields of
     :class:`milepost.core.records.CheckpointInfo` for ``committed`` and ``demoted``.
     """
 

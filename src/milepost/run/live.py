@@ -254,7 +254,11 @@ class Run:
         if self._stop.decide(step) and not self._resumption.saved_for_stop:
             self._resumption.saved_for_stop = True
             return True
-        return self.checkpointer.should_save(step)
+        if self.checkpointer.should_save(step):
+            return True
+        if self._objects.model is not None:
+            self.checkpointer.prepare(self._objects)
+        return False
 
     @property
     def should_stop(self) -> bool:

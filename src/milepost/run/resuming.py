@@ -87,7 +87,9 @@ class Resumption:
         candidates, damaged = ([], None) if self.fresh else self._candidates(checkpointer)
         for info in candidates:
             try:
-                report = resume_objects(info.path, model, optimizer, scheduler, rank=self.rank, **others)
+                report = resume_objects(
+                    info.path, model, optimizer, scheduler, rank=self.rank, copies=checkpointer.copies, **others
+                )
             except CorruptDataError as error:
                 damaged = error
                 say(f"checkpoint {info.filename} is left out: {error.what}")
