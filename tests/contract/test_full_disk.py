@@ -215,3 +215,79 @@ def test_a_full_checkpoint_disk_fails_that_save_and_not_the_next(tmp_path, small
     assert [info.step for info in run.checkpoints] == [1, 3]
     milepost.load(run.checkpoints[0].path)
     assert [name for name in os.listdir(small_disk / "checkpoints") if name.endswith(".tmp")] == []
+
+
+FAULT = (
+    HEAD
+    + """
+    import resource, torch
+    model = torch.nn.Linear(64, 64)
+    run = milepost.start("faults", **quiet)
+    def shown():
+        return [f"{n.source}/{n.topic}" for n in milepost.open(".").runs()[0].notices]
+    def until(condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    def limit(which, value, pid=os.getpid()):
+        resource.prlimit(pid, which, (value, resource.prlimit(pid, which)[1]))
+    def save(step):
+        path = run.save_checkpoint(model, step=step)
+        try:
+            run.wait()
+        except milepost.StorageError as error:
+            print(error.kind, bool(error.cure))
+    os.stat(run.save_checkpoint(model, step=1))
+    run.wait()
+    for step in (2, 3):
+        run.log({"loss": 1.0}, step)
+        BREAK
+        save(step)
+        RELEASE
+    until(lambda: shown() == ["checkpoint/unprotected"])
+    MEND
+    os.stat(run.save_checkpoint(model, step=4))
+    run.wait()
+    until(lambda: shown() == [])
+    run.end()
+    """
+)
+#: How a save is hindered, what must be undone before anybody can look, and before the next save, and the error's kind.
+FAULTS = {
+    "a file where the folder was": (
+        'os.path.isdir("checkpoints") and (os.rename("checkpoints", "away"), open("checkpoints", "w").close())',
+        "pass",
+        'os.unlink("checkpoints"); os.rename("away", "checkpoints")',
+        "storage",
+    ),
+    "no descriptors": (
+        'limit(resource.RLIMIT_NOFILE, len(os.listdir("/proc/self/fd")) - 1)',
+        "limit(resource.RLIMIT_NOFILE, 1024)",
+        "pass",
+        "too-many-files",
+    ),
+    "no file as large": (
+        "limit(resource.RLIMIT_FSIZE, 12288, run._companion.pid)",
+        "pass",
+        "limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY, run._companion.pid)",
+        "file-too-large",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_refuses_a_checkpoint_is_said_once_shown_and_cured_by_the_next_good_save(tmp_path, fault):
+    break_it, release, mend, kind = FAULTS[fault]
+    script = Script(tmp_path, FAULT.replace("BREAK", break_it).replace("RELEASE", release).replace("MEND", mend))
+    out, err = script.finish()
+    assert script.exit_code == 0, err
+    assert out.splitlines() == [f"{kind} True"] * 2
+    said = [line for line in err.splitlines() if "unprotected" in line]
+    assert len(said) == 1, err
+    assert "Traceback" not in err
+    (run,) = milepost.open(tmp_path).runs()
+    assert [info.step for info in run.checkpoints] == [1, 4]
+    for info in run.checkpoints:
+        milepost.load(info.path)
+    assert list(run.series("loss").step) == [2, 3]

@@ -20,6 +20,7 @@ _LONG_MS = 1000.0
 _TIMES_THE_COPY = 5.0
 _SHORTEST_MS = 250.0  # a tiny model saved in every step waits many times its copy, and nobody minds
 _MOSTLY = 0.5
+_LARGE = 64 << 20  # of a smaller state nobody misses the half
 
 
 def back_pressure(job: SaveJob) -> Noticed | None:
@@ -43,7 +44,9 @@ def unchanged(job: SaveJob, share: float | None) -> Noticed | None:
         job: The save.
         share: Part of the state's bytes that did not change; None: not known.
     """
-    if share is None or share <= _MOSTLY or job.delta or job.include == "trainable" or job.format != "milepost":
+    if share is None or share <= _MOSTLY or job.arena_bytes < _LARGE:
+        return None
+    if job.delta or job.include == "trainable" or job.format != "milepost":
         return None
     return Noticed(
         source="checkpoint",

@@ -102,7 +102,7 @@ class ModelCheckpointer:
         if spool is not None:
             from milepost.checkpoint.spool import recover
 
-            recover(spool)
+            recover(spool, experiment_id=self.experiment_id)
         return InlineWriter(self.rule, backup=next(iter(self.copies), None), spool=spool)
 
     def save_checkpoint(

@@ -147,8 +147,12 @@ def abandoned(folder: Path) -> list[Path]:
     return found
 
 
-def recover(folder: Path) -> list[Recovered]:
+def recover(folder: Path, *, experiment_id: str | None = None) -> list[Recovered]:
     """Commit what lies in spools whose owners are dead, and remove them. Nothing older is let go of here.
+
+    Args:
+        folder: Where checkpoints and spools are.
+        experiment_id: Leave what belongs to others, who will want to record it; None: take all.
 
     Returns:
         One entry for each abandoned spool. One that could not be committed stays, for a later try.
@@ -157,7 +161,7 @@ def recover(folder: Path) -> list[Recovered]:
     for path in _spools(folder):
         with _owned(path) as fd:
             if fd is not None:
-                outcome.append(_recover_one(path, fd))
+                outcome += _recover_one(path, fd, experiment_id)
     return outcome
 
 
@@ -193,7 +197,7 @@ def _lock(fd: int, path: Path) -> bool:
         return False
 
 
-def _recover_one(path: Path, fd: int) -> Recovered:
+def _recover_one(path: Path, fd: int, experiment_id: str | None) -> list[Recovered]:
     from milepost.checkpoint.finishing import finish_save
     from milepost.checkpoint.retention import RetentionRule
 
@@ -202,6 +206,8 @@ def _recover_one(path: Path, fd: int) -> Recovered:
         info = None
         if sealed is not None:
             job, view = sealed
+            if experiment_id not in {None, job.experiment_id}:
+                return []
             keep_all = RetentionRule(keep_newest=sys.maxsize)
             info = finish_save(_moved(job, path.parent), view, keep_all, lambda _: None)
         os.unlink(path)
@@ -209,10 +215,10 @@ def _recover_one(path: Path, fd: int) -> Recovered:
         if error.kind == "torn-spool":
             with suppress(OSError):
                 os.unlink(path)
-        return Recovered(spool=path, problem=error.what)
+        return [Recovered(spool=path, problem=error.what)]
     except (MilepostError, OSError) as error:
-        return Recovered(spool=path, problem=str(error))
-    return Recovered(spool=path, info=info)
+        return [Recovered(spool=path, problem=str(error))]
+    return [Recovered(spool=path, info=info)]
 
 
 def _read(fd: int, path: Path) -> tuple[SaveJob, memoryview] | None:

@@ -208,8 +208,9 @@ class CompanionProcess:
 
     def _send_refusal(self, job: SaveJob, error: MilepostError) -> None:
         with self._lock:
-            filename = os.path.basename(job.path)
-            self._refusals.append(SaveRefused(step=job.step, filename=filename, what=error.what, cure=error.cure))
+            name = os.path.basename(job.path)
+            refused = SaveRefused(step=job.step, filename=name, what=error.what, cure=error.cure, kind=error.kind)
+            self._refusals.append(refused)
             self._send_refusals()
 
     def _send_refusals(self) -> None:

@@ -23,7 +23,8 @@ from milepost.checkpoint.spool import Recovered, abandoned, recover
 from milepost.companion.duties import Duties
 from milepost.companion.messages import FromCompanion, Hello, Told
 from milepost.core.errors import MilepostError
-from milepost.core.events import StatusChanged
+from milepost.core.events import CheckpointChanged, StatusChanged
+from milepost.core.records import CheckpointInfo
 from milepost.io.locks import is_held
 from milepost.runs.layout import RunLayout
 from milepost.runs.metadata import read_metadata
@@ -69,17 +70,22 @@ def examine(store: Store, report: Callable[[Finding], None], *, dry_run: bool = 
         report(finding)
 
     layouts = [run.layout for run in store.runs()]
+    folders = sorted({layout.checkpoints for layout in layouts})
+    recovered = [info for folder in folders for info in _examine_spools(folder, found, dry_run=dry_run)]
     for layout in layouts:
+        own = [info for info in recovered if info.experiment_id == layout.experiment_id]
         try:
-            _examine_run(layout, found, dry_run=dry_run)
+            _examine_run(layout, own, found, dry_run=dry_run)
         except (MilepostError, OSError) as error:
             found(Finding(run=layout.experiment_id, what=f"could not be examined ({error})", cure="see the message"))
-    for folder in sorted({layout.checkpoints for layout in layouts}):
+    for folder in folders:
         _examine_checkpoints(folder, found, dry_run=dry_run)
     return findings
 
 
-def _examine_run(layout: RunLayout, found: Callable[[Finding], None], *, dry_run: bool) -> None:
+def _examine_run(
+    layout: RunLayout, recovered: list[CheckpointInfo], found: Callable[[Finding], None], *, dry_run: bool
+) -> None:
     state = run_state(layout)
     if state.live or state.status == "unsure":
         return
@@ -92,7 +98,9 @@ def _examine_run(layout: RunLayout, found: Callable[[Finding], None], *, dry_run
     if missing:
         found(_finding(layout, f"{' and '.join(missing)} not written", "written from the log", dry_run))
     can_take = [guest for guest in unfinished if not _is_absent(guest)]
-    told = _finish(layout, state, died=died) if not dry_run and (died or missing or can_take) else []
+    told = []
+    if not dry_run and (died or missing or can_take or recovered):
+        told = _finish(layout, state, recovered, died=died)
     for guest in unfinished:
         found(_of_guest(layout, guest, told, dry_run=dry_run))
     if locks:
@@ -133,7 +141,7 @@ def _guest_settings(layout: RunLayout) -> dict[str, object]:
     return dict(settings) if isinstance(settings, dict) else {}
 
 
-def _finish(layout: RunLayout, state: RunState, *, died: bool) -> list[str]:
+def _finish(layout: RunLayout, state: RunState, recovered: list[CheckpointInfo], *, died: bool) -> list[str]:
     """Do what the companion would have done; what it would have told the person."""
     told: list[str] = []
 
@@ -143,6 +151,10 @@ def _finish(layout: RunLayout, state: RunState, *, died: bool) -> list[str]:
 
     duties = Duties(_hello_of(layout, state), hear, role="doctor")
     try:
+        for info in recovered:
+            fields = info.to_fields()
+            committed = CheckpointChanged(step=info.step, action="committed", filename=info.filename, info=fields)
+            duties.record(committed, info.step)
         if died:
             duties.record(StatusChanged(status="killed", reason="the process and its companion died", source="doctor"))
         duties.start()
@@ -169,6 +181,18 @@ def _hello_of(layout: RunLayout, state: RunState) -> Hello:
     )
 
 
+def _examine_spools(folder: Path, found: Callable[[Finding], None], *, dry_run: bool) -> list[CheckpointInfo]:
+    """Commit what was staged when every process died; the checkpoints that were made."""
+    if dry_run:
+        for path in abandoned(folder):
+            found(Finding(run="", what=f"{path}: all processes died that could have written what is staged there"))
+        return []
+    outcome = recover(folder)
+    for one in outcome:
+        found(_of_spool(one))
+    return [one.info for one in outcome if one.info is not None]
+
+
 def _of_spool(one: Recovered) -> Finding:
     what = f"{one.spool}: all processes died that could have written what is staged there"
     if one.problem:
@@ -185,11 +209,7 @@ def _examine_checkpoints(folder: Path, found: Callable[[Finding], None], *, dry_
     if dry_run:
         if stale:
             found(Finding(run="", what=f"{len(stale)} unfinished checkpoint files in {folder}"))
-        for path in abandoned(folder):
-            found(Finding(run="", what=f"{path}: all processes died that could have written what is staged there"))
         return
-    for one in recover(folder):
-        found(_of_spool(one))
     removed = remove_stale_temporaries(folder)
     if removed:
         found(Finding(run="", what=f"{len(removed)} unfinished checkpoint files in {folder}", done="removed"))

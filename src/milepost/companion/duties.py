@@ -168,19 +168,18 @@ class Duties:
 
     def _save_failed(self, number: int, job: SaveJob, error: MilepostError) -> None:
         self._emit(SaveFailed(number=number, what=error.what, cure=error.cure, kind=error.kind))
-        self.refused(job.step, os.path.basename(job.path), error.what, error.cure)
+        self.refused(job.step, os.path.basename(job.path), error)
 
-    def refused(self, step: int, filename: str, what: str, cure: str) -> None:
+    def refused(self, step: int, filename: str, error: MilepostError) -> None:
         """Record that there is no checkpoint of ``step``, and say so if that is news."""
-        reason = f"{what}: {cure}" if cure else what
-        self.record(CheckpointChanged(step=step, action="failed", filename=filename, reason=reason), step)
-        if self.unprotected_since is not None and what == self._refusal:
+        self.record(CheckpointChanged(step=step, action="failed", filename=filename, reason=str(error)), step)
+        if self.unprotected_since is not None and error.kind == self._refusal:
             return
         self.unprotected_since = step if self.unprotected_since is None else self.unprotected_since
-        self._refusal = what
+        self._refusal = error.kind
         since = self.unprotected_since
-        message = f"checkpoint of step {step} was not saved ({what}); training is unprotected since step {since}"
-        self.notice(_unprotected(message, cure, since, cured=False))
+        message = f"checkpoint of step {step} was not saved ({error.what}); training is unprotected since step {since}"
+        self.notice(_unprotected(message, error.cure, since, cured=False))
 
     def _save_over(self, number: int) -> None:
         self._emit(SaveOver(number=number))

@@ -55,7 +55,7 @@ class InlineCompanion:
         self._duties.save(submitted.number, submitted.job, view)
 
     def _refused(self, job: SaveJob, error: MilepostError) -> None:
-        self._duties.refused(job.step, os.path.basename(job.path), error.what, error.cure)
+        self._duties.refused(job.step, os.path.basename(job.path), error)
 
     def _take(self, message: FromCompanion) -> None:
         match message:

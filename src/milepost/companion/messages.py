@@ -100,6 +100,7 @@ class SaveRefused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     filename: str
     what: str
     cure: str
+    kind: str
 
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -151,8 +151,8 @@ class Companion:
                 parcel.close()
                 view = memoryview(self._arena.map) if staged and self._arena is not None else memoryview(b"")
                 self._duties.save(number, job, view)
-            case SaveRefused(step=step, filename=filename, what=what, cure=cure):
-                self._duties.refused(step, filename, what, cure)
+            case SaveRefused(step=step, filename=filename, what=what, cure=cure, kind=kind):
+                self._duties.refused(step, filename, StorageError(what, cure=cure, kind=kind))
             case Finish():
                 self._finish = message
             case _:

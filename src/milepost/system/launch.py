@@ -278,16 +278,15 @@ def _finish_what_died(layout: RunLayout, log: LogWriter | DirectLog) -> None:
     """Commit what was staged in a spool when every process died, before anybody asks for the newest checkpoint."""
     from milepost.checkpoint.spool import recover
 
-    for one in recover(layout.checkpoints):
+    for one in recover(layout.checkpoints, experiment_id=layout.experiment_id):
         if one.problem:
             say(f"what was staged when every process died could not be recovered: {one.problem}")
         elif one.info is not None:
             info = one.info
             say(f"the checkpoint of step {info.step}, staged when every process died, is written: {info.filename}")
-            if info.experiment_id == layout.experiment_id:
-                fields = info.to_fields()
-                change = CheckpointChanged(step=info.step, action="committed", filename=info.filename, info=fields)
-                log.append(change, step=info.step)
+            fields = info.to_fields()
+            change = CheckpointChanged(step=info.step, action="committed", filename=info.filename, info=fields)
+            log.append(change, step=info.step)
 
 
 def _signals(config: ExperimentConfig) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from milepost.checkpoint.job import SaveJob
 
 
 def job(*, wait_ms: float = 0.0, stall_ms: float = 0.0, **more) -> SaveJob:
-    given = {"path": "/c/1", "experiment_id": "r", "step": 7, "tree": "", "tensors": [], "arena_bytes": 0} | more
+    given = {"path": "/c/1", "experiment_id": "r", "step": 7, "tree": "", "tensors": [], "arena_bytes": 1 << 30} | more
     return SaveJob(wait_ms=wait_ms, stall_ms=stall_ms, **given)
 
 
@@ -44,6 +44,7 @@ def test_a_state_that_mostly_stays_as_it_is_has_two_cures_unless_one_is_taken():
         (0.9, {"delta": True}),
         (0.9, {"include": "trainable"}),
         (0.9, {"format": "pt"}),
+        (0.9, {"arena_bytes": 1 << 20}),
     ):
         assert unchanged(job(**more), share) is None
 

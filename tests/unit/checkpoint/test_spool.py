@@ -131,6 +131,12 @@ def test_one_that_cannot_be_committed_now_stays_for_a_later_try(tmp_path):
     assert one.info.step == 3
 
 
+def test_what_belongs_to_another_run_is_left_to_that_one(tmp_path):
+    killed(tmp_path, lambda: seal(tmp_path))
+    assert recover(tmp_path, experiment_id="another") == []
+    assert [one.info.step for one in recover(tmp_path, experiment_id="run")] == [3]
+
+
 def test_the_folder_may_have_moved_and_no_file_outside_of_it_is_read(tmp_path):
     before, after = tmp_path / "before", tmp_path / "after"
     secret = tmp_path / "secret.rank1"

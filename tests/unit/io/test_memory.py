@@ -130,6 +130,40 @@ def test_memory_can_be_shared_here():
     assert available()
 
 
+@pytest.mark.linux
+def test_a_forked_child_holds_neither_map_nor_descriptor_of_what_is_kept_from_it(segment):
+    segment.keep_from_children()
+    segment.map[0] = 7
+    node = os.fstat(segment.fd).st_ino
+    child = os.fork()
+    if child == 0:
+        held = [n for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")]
+        shared = any(os.stat(f"/proc/self/fd/{n}").st_ino == node for n in held)
+        segment.close()  # and unmaps nothing that came to lie there since
+        os._exit(1 if shared or segment.fd != -1 else 0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert segment.map[0] == 7
+
+
+@pytest.mark.linux
+def test_a_limit_of_file_size_or_address_space_is_an_error_with_a_cure():
+    code = """
+import resource
+from milepost.core.errors import StorageError
+from milepost.io.memory import SharedSegment
+for limit, kind in ((resource.RLIMIT_FSIZE, "file-too-large"), (resource.RLIMIT_AS, "no-memory")):
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (512 << 20, before[1]))
+    try:
+        SharedSegment.create(1 << 30, "limited")
+        raise SystemExit(f"{kind} did not come")
+    except StorageError as error:
+        assert error.kind == kind and error.cure, (error.kind, str(error))
+    resource.setrlimit(limit, before)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_available_memory_is_limited_by_the_machine():
     assert 0 < available_memory() < 1 << 50
 

@@ -12,6 +12,7 @@ import pytest
 
 from milepost.io import process
 from milepost.io.process import (
+    can_start_python,
     exit_cause,
     exit_cause_is_known,
     is_alive,
@@ -86,11 +87,12 @@ def test_a_quiet_python_gets_arguments_and_the_callers_packages():
 
 def test_a_module_beside_the_script_cannot_run_in_it(tmp_path, monkeypatch):
     (tmp_path / "json.py").write_text("raise SystemExit('hijacked')")
-    (tmp_path / "numpy.py").write_text("raise SystemExit('hijacked')")
+    for name in ("numpy", "msgspec", "typing"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('hijacked')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
     monkeypatch.syspath_prepend(str(tmp_path))
-    code, printed = outcome("import json, numpy; print(numpy.__file__)", cwd=tmp_path)
+    code, printed = outcome("import json, msgspec, typing, numpy; print(numpy.__file__)", cwd=tmp_path)
     assert code == 0
     assert str(tmp_path) not in printed
 
@@ -129,6 +131,36 @@ def test_a_polite_process_steps_back():
     )
     assert (code, printed) == (0, "10\n")
     assert callable(lower_priority)
+
+
+@pytest.mark.linux
+def test_a_polite_process_lets_the_disk_and_the_sessions_of_others_go_first():
+    if not os.path.exists("/proc/self/autogroup"):
+        pytest.skip("this kernel groups no sessions")
+    code, printed = outcome(
+        "from milepost.io.process import lower_priority; import psutil; lower_priority();"
+        " print(psutil.Process().ionice()); print(open('/proc/self/autogroup').read())"
+    )
+    assert code == 0
+    assert "ioclass=<IOPriority.IOPRIO_CLASS_BE: 2>, value=7" in printed
+    assert printed.rstrip().endswith("nice 10")
+
+
+def test_a_frozen_program_has_no_python_to_start(monkeypatch):
+    assert can_start_python()
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert not can_start_python()
+    monkeypatch.undo()
+    for missing in ("", None, "/nowhere/python"):
+        monkeypatch.setattr(sys, "executable", missing)
+        assert not can_start_python()
+
+
+@pytest.mark.linux
+def test_a_process_ends_its_container_if_it_is_the_first_there():
+    assert process.ends_its_container(1)
+    assert not process.ends_its_container(os.getpid()) or os.getppid() == 1
+    assert not process.ends_its_container(2**22 + 1)
 
 
 def test_signals_without_a_name_are_told_by_number():
