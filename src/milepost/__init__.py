@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from milepost.checkpoint.checkpointer import ModelCheckpointer
+    from milepost.checkpoint.export import export
     from milepost.checkpoint.loading import load, open_checkpoint
     from milepost.core.config import ExperimentConfig
     from milepost.core.errors import (
@@ -62,6 +63,7 @@ __all__ = [
     "StorageError",
     "TensorboardTracker",
     "WandbTracker",
+    "export",
     "load",
     "open",
     "open_checkpoint",
@@ -70,6 +72,7 @@ __all__ = [
 
 _HOMES = {
     "milepost.checkpoint.checkpointer": ("ModelCheckpointer",),
+    "milepost.checkpoint.export": ("export",),
     "milepost.checkpoint.loading": ("load", "open_checkpoint"),
     "milepost.core.config": ("ExperimentConfig",),
     "milepost.core.errors": (

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from milepost.checkpoint.job import TensorEntry
 from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError
@@ -25,6 +26,7 @@ __all__ = ["CONFIG_FACT", "folder_content", "huggingface_config", "weight_files"
 #: Name of the fact that :func:`huggingface_config` gives.
 CONFIG_FACT = "huggingface_config"
 
+_known: WeakKeyDictionary[Any, tuple[dict[str, Any], str]] = WeakKeyDictionary()
 _ADAPTER_PARTS = ("lora_", ".base_layer.", "modules_to_save")
 _WRAPPED = ("module", "_orig_mod", "base_model")
 _LONGEST_INDEX = 100_000_000
@@ -102,6 +104,14 @@ def huggingface_config(model: nn.Module) -> str | None:
     owner = _with_config(model)
     if owner is None:
         return None
+    settings = dict(vars(owner.config))
+    known = _known.get(owner)
+    if known is None or known[0] != settings:  # a save must not spend a millisecond on what it said before
+        known = _known[owner] = settings, _texts(owner)
+    return known[1]
+
+
+def _texts(owner: Any) -> str:
     config = json.loads(owner.config.to_json_string())
     if not config.get("architectures"):
         config["architectures"] = [type(owner).__name__]

@@ -34,7 +34,7 @@ from milepost.checkpoint.optimizer_state import parameter_labels
 from milepost.checkpoint.position import restore_position
 from milepost.checkpoint.read_plan import ReadPlan, TensorFile
 from milepost.checkpoint.rng import restore_generator, restore_rng
-from milepost.checkpoint.state import is_generator, outside_model, parameter_names
+from milepost.checkpoint.state import is_generator, other_parameters, outside_model, parameter_names
 from milepost.checkpoint.strangers import aligned
 from milepost.core.errors import CorruptDataError, InvalidInputError, NotFoundError, StorageError
 from milepost.core.records import CheckpointInfo
@@ -241,7 +241,7 @@ class _Restoration:
         model = self._objects.model
         if model is None or not saved or not self._wants_part(saved, "gradients"):
             return
-        others = outside_model(self._objects.optimizer, self._names)
+        others = other_parameters(self._objects, self._names)
         parameters = dict(named_tensors(model)) | others
         gradients: dict[str, Any] = {}
         for name, value in saved.items():
