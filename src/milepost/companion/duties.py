@@ -76,6 +76,7 @@ class Duties:
         self._emit = emit
         self._lock = threading.Lock()
         self.unprotected_since = hello.unprotected_since
+        self._uncopied: int | None = None  # the newest save that has no second copy
         self._refusal = ""
         self._hurried = threading.Event()
         self._advisor = Advisor(self.notice)
@@ -159,12 +160,20 @@ class Duties:
 
     def _report(self, number: int, change: CheckpointChanged) -> None:
         self.record(change, change.step)
+        if change.action == "verified" and change.reason:
+            self._copy_failed(number, change)
         if change.action != "committed":
             return
         self._emit(Saved(number=number, info=change.info))
         if self.unprotected_since is not None:
             self.unprotected_since = None
             self.notice(_unprotected(f"checkpoints are written again (step {change.step})", "", None, cured=True))
+
+    def _copy_failed(self, number: int, change: CheckpointChanged) -> None:
+        before, self._uncopied = self._uncopied, number
+        if before is None:
+            message = f"checkpoint of step {change.step}: {change.reason}"
+            self.notice(Noticed(source="checkpoint", topic="backup", message=message, cure="mend backup_dir"))
 
     def _save_failed(self, number: int, job: SaveJob, error: MilepostError) -> None:
         self._emit(SaveFailed(number=number, what=error.what, cure=error.cure, kind=error.kind))
@@ -182,6 +191,10 @@ class Duties:
         self.notice(_unprotected(message, error.cure, since, cured=False))
 
     def _save_over(self, number: int) -> None:
+        if self._uncopied is not None and self._uncopied < number:
+            self._uncopied = None
+            message = "checkpoints get their second copy again"
+            self.notice(Noticed(source="checkpoint", topic="backup", message=message, cured=True))
         self._emit(SaveOver(number=number))
 
     # ---------------------------------------------------------------- the end

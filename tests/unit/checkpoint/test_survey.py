@@ -83,6 +83,18 @@ def test_each_tensor_takes_the_way_that_its_numbers_ask_for(tmp_path: Path) -> N
     assert info.size < 0.6 * (tmp_path / "checkpoint_1.milepost").stat().st_size
 
 
+def test_a_few_changed_numbers_that_no_sample_shows_cost_a_few_bytes(tmp_path: Path) -> None:
+    before = {"embedding": trained()["frozen"], "other": trained()["m"]}
+    after = {name: values.copy() for name, values in before.items()}
+    after["embedding"][[3, COUNT - 5]] += 1
+    save(tmp_path / "0.milepost", before)
+    info = save(tmp_path / "1.milepost", after, base=tmp_path / "0.milepost")
+    assert info.base == "0.milepost"
+    assert info.size < 64 << 10
+    with open_checkpoint(tmp_path / "1.milepost") as file:
+        np.testing.assert_array_equal(file["embedding"].numpy(), after["embedding"])
+
+
 def test_a_block_that_tells_no_constant_stands_alone_and_leaves_it_to_the_next(tmp_path: Path) -> None:
     first = {"v": np.square(np.random.default_rng(0).standard_normal(2 * COUNT)).astype(np.float32)}
     first["v"][: COUNT // 2].reshape(-1, 4)[:, 1:] = 0  # rows that were seldom used

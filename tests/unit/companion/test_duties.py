@@ -106,6 +106,24 @@ def test_at_the_end_the_newest_checkpoint_loads_without_its_keyframe(duties, lay
     assert reader.notices == []
 
 
+def test_a_missing_second_copy_is_said_once_and_shown_until_there_is_one_again(tmp_path, hello, emitted, layout, log):
+    backup = tmp_path / "second"
+    backup.touch()
+    duties = Duties(msgspec.structs.replace(hello, settings=SETTINGS | {"backup_dir": str(backup)}), emitted.append)
+    for number in (1, 2, 3):
+        if number == 3:
+            backup.unlink()
+        job, arena = staged(layout.checkpoints, number)
+        duties.save(number, job, arena.view)
+        until(lambda number=number: [type(m) for m in emitted].count(SaveOver) == number)
+        shown = [notice.topic for notice in RunReader(layout).notices]
+        assert shown == ([] if number == 3 else ["backup"])
+    assert len([m for m in emitted if isinstance(m, Told) and "no second copy" in m.text]) == 1
+    assert [path.name for path in backup.glob("*.milepost")] == ["checkpoint_s_3.milepost"]
+    assert finish(duties) == []
+    duties.close()
+
+
 def test_what_is_noticed_is_recorded_and_told_with_its_cure(duties, layout, emitted):
     duties.notice(Noticed(source="log", topic="disk", message="no space", cure="free it"))
     assert Told(text="no space: free it") in emitted
