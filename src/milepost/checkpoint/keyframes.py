@@ -21,6 +21,9 @@ __all__ = ["choose", "pays", "repays"]
 _OLD = 25
 _OLD_FOR_BEST = 5
 
+#: What most bytes of a checkpoint are in.
+_LARGE_PARTS = frozenset({"model", "optimizer"})
+
 #: Differences cost time at each restore, so they must be this much smaller.
 _WORTH = 0.75
 
@@ -97,5 +100,6 @@ def _comparable(info: CheckpointInfo, job: SaveJob) -> bool:
         info.format == "milepost"
         and info.experiment_id == job.experiment_id
         and (info.include, info.lossy) == (job.include, job.lossy)
+        and _LARGE_PARTS.intersection(job.contents) <= set(info.contents)  # not one that was cut to its weights
         and info.timestamp <= job.timestamp
     )

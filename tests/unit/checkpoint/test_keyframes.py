@@ -38,6 +38,14 @@ def test_the_newest_that_stands_alone_is_the_keyframe() -> None:
     assert choose(infos[::-1], job(400), 5) == KEYFRAME
 
 
+def test_a_checkpoint_that_was_cut_to_its_weights_is_no_keyframe() -> None:
+    whole = ("model", "optimizer", "rng")
+    infos = [info(100, contents=whole), info(200, contents=("model",))]
+    assert choose(infos, job(300, contents=list(whole)), 5) == infos[0]
+    assert choose(infos[1:], job(300, contents=list(whole)), 5) is None
+    assert choose(infos, job(300, contents=["model", "rng"]), 5) == infos[1]
+
+
 @pytest.mark.parametrize(
     "change",
     [{"delta": False}, {"standalone": True}, {"compression": False}, {"format": "pt"}],
