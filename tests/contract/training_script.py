@@ -23,7 +23,9 @@ class Script:
         self, folder: Path, body: str, *, name: str = "train.py", stdin: bool = False, **environment: str
     ) -> None:
         path = folder / name
-        path.write_text(textwrap.dedent(body))
+        content = textwrap.dedent(body)
+        if not path.exists() or path.read_text() != content:  # another process may be about to read it
+            path.write_text(content)
         self.process = subprocess.Popen(
             [sys.executable, str(path)],
             cwd=folder,
@@ -56,7 +58,8 @@ class Script:
             seen.append(line.rstrip("\n"))
             if line.startswith(wanted):
                 return seen
-        raise AssertionError(f"the script ended without {wanted!r}: {seen} {self.finish()[1]}")
+        messages = self.finish()[1]
+        raise AssertionError(f"the script ended ({self.exit_code}) without {wanted!r}: {seen} {messages}")
 
     def tell(self, text: str) -> None:
         """Write to its standard input (made with ``stdin=True``)."""
