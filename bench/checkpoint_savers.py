@@ -274,7 +274,7 @@ CANDIDATES: dict[str, Callable[[Any, Any, Path], Saver]] = {
     "moonclip": _Moonclip,
     "milepost, raw": _milepost(compression=False),
     "milepost": _milepost(),
-    "milepost, delta": _milepost(compression="delta"),
+    "milepost, delta": _milepost(compression="delta", max_checkpoints=20),  # as many as make a keyframe worth while
     "milepost, trainable": _milepost(include="trainable"),
     "milepost, overlap": _milepost(snapshot="overlap"),
     "milepost, spool": _milepost(staging="spool"),

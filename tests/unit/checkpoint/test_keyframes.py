@@ -106,7 +106,14 @@ def test_steps_that_go_back_after_a_resume_are_counted_by_the_list() -> None:
 
 @pytest.mark.parametrize(
     ("alone", "beside", "keep", "expected"),
-    [(100, 57, 3, True), (100, 57, 2, False), (100, 75, 5, True), (100, 76, 1000, False), (100, 75, 4, False)],
+    [
+        (100, 57, 3, True),
+        (100, 57, 2, False),
+        (100, 75, 5, True),
+        (100, 75, 4, False),
+        (100, 95, 21, True),
+        (100, 96, 1000, False),
+    ],
 )
 def test_differences_must_save_more_than_their_keyframe_takes(
     alone: int, beside: int, keep: int, expected: bool
