@@ -21,12 +21,12 @@ import numpy as np
 from milepost.checkpoint.codec import Bytes
 from milepost.checkpoint.foreign import foreign_format
 from milepost.checkpoint.job import SaveJob, TensorEntry
+from milepost.checkpoint.listing import job_again
 from milepost.checkpoint.naming import map_leaves
 from milepost.checkpoint.plain_values import Node
 from milepost.checkpoint.reading import CheckpointFile, open_checkpoint
 from milepost.checkpoint.tree import decode_tree, encode_tree
 from milepost.core.errors import CorruptDataError, NotFoundError
-from milepost.core.records import CheckpointInfo
 
 __all__ = ["ExportContent", "content_of"]
 
@@ -70,35 +70,13 @@ def content_of(path: Path, patterns: Collection[str] | None, folder: Path) -> It
     with open_checkpoint(path) as file:
         tree, names = (file.tree, file.names) if patterns is None else _selected(file, patterns)
         job = replace(
-            _job(file.info, _parts_of(tree)),
+            job_again(file.info, _parts_of(tree)),
             tree=json.dumps(tree, separators=(",", ":")),
             tensors=_entries(file, names),
             attempt=int(decode_tree(file.manifest.run, leaf=lambda index: index).get("attempt", 1)),
             side_files=_extracted(file, folder) if patterns is None else [],
         )
         yield ExportContent(replace(job, arena_bytes=sum(entry.nbytes for entry in job.tensors)), file)
-
-
-def _job(info: CheckpointInfo, contents: Collection[str]) -> SaveJob:
-    return SaveJob(
-        path="",
-        standalone=True,
-        include=info.include,
-        lossy=info.lossy,
-        experiment_id=info.experiment_id,
-        step=info.step,
-        epoch=info.epoch,
-        metrics=dict(info.metrics),
-        is_best=info.is_best,
-        pinned=info.pinned,
-        timestamp=info.timestamp,
-        stall_ms=info.stall_ms,
-        wait_ms=info.wait_ms,
-        contents=list(contents),
-        tree="",
-        tensors=[],
-        arena_bytes=0,
-    )
 
 
 def _parts_of(tree: Node) -> list[str]:
@@ -191,7 +169,7 @@ def _of_foreign(path: Path, patterns: Collection[str] | None, folder: Path) -> E
         side_files.append(str(side))
     tree, entries, memory = _gathered(loaded.state)
     job = replace(
-        _job(loaded.info, list(loaded.state)),
+        job_again(loaded.info, list(loaded.state)),
         tree=tree,
         tensors=entries,
         arena_bytes=len(memory),

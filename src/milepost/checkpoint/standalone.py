@@ -27,6 +27,7 @@ from milepost.checkpoint.block_source import BlockSource
 from milepost.checkpoint.codec import RAW, Bytes
 from milepost.checkpoint.container import write_container
 from milepost.checkpoint.job import SaveJob, TensorEntry
+from milepost.checkpoint.listing import job_again
 from milepost.checkpoint.manifest import StoredTensor
 from milepost.checkpoint.parallel import available_cores
 from milepost.checkpoint.plain_values import Node
@@ -220,27 +221,15 @@ def _rewrite(file: CheckpointFile, kept: _Kept) -> CheckpointInfo:
 def _job(file: CheckpointFile, kept: _Kept, storages: _Storages, side_files: list[str]) -> SaveJob:
     info = file.info
     blocks = (block for region in file.manifest.regions for block in region.blocks)
-    return SaveJob(
+    return replace(
+        job_again(info, kept.contents),
         path=str(file.path),
         compression=any(block.encoded.encoding != RAW for block in blocks),
-        standalone=True,
-        include=info.include,
-        lossy=info.lossy,
-        experiment_id=info.experiment_id,
-        step=info.step,
-        epoch=info.epoch,
-        metrics=dict(info.metrics),
-        is_best=info.is_best,
-        pinned=info.pinned,
-        timestamp=info.timestamp,
-        stall_ms=info.stall_ms,
-        wait_ms=info.wait_ms,
         tree=json.dumps(kept.tree),
         tensors=storages.entries,
         arena_bytes=storages.nbytes,
         side_files=side_files,
         attempt=int(decode_tree(file.manifest.run, leaf=lambda index: index).get("attempt", 1)),
-        contents=list(kept.contents),
     )
 
 
