@@ -41,6 +41,7 @@ def describe_run(layout: RunLayout, hello: Hello) -> RunDescription:
         group=known.get("group"),
         notes=str(known.get("notes") or ""),
         folder=layout.tensorboard or Path(layout.experiment),
+        media=layout.media,
         project=hello.settings.get("wandb_project"),
     )
 

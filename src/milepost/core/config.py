@@ -63,7 +63,12 @@ class ExperimentConfig:
         save_on_signal: Signals after which ``should_save`` and ``should_stop`` turn true, for example ``("SIGTERM",)``.
         on_save_error: A failed save warns once, or raises at the next ``wait()`` only (``"warn"``), or raises from the
             next call of ``save_checkpoint`` (``"raise"``).
-        trackers: Names of further guests that installed packages offer (entry points ``milepost.trackers``).
+        trackers: Further guests: names that installed packages offer (entry points ``milepost.trackers``), or objects
+            with the methods of :class:`milepost.trackers.protocol.Tracker`, which work in a thread of the training.
+        mlflow_uri: Where MLflow keeps runs (``"sqlite:///mlflow.db"``, ``"http://host:5000"``); None switches it off.
+        hooks: Objects with any of the methods ``run_started``, ``checkpoint_committed``, ``alerted``, ``run_ended``.
+        rules: What to watch the metrics for, from :mod:`milepost.rules`.
+        system_metrics_every: Seconds between two samples of what machine and processes use; None: none are taken.
         checkpoint_format: ``"milepost"``, or a foreign one: ``"pt"``, ``"pt.gz"``, ``"safetensors"``.
         snapshot: ``"copy"``: ``save_checkpoint`` returns when the state is copied. ``"overlap"``: it returns at once,
             and the next ``optimizer.step()`` waits for the rest of the copy; for what that rule can see only.
@@ -101,7 +106,11 @@ class ExperimentConfig:
     resume_key: str | None = None
     save_on_signal: tuple[str, ...] = ()
     on_save_error: Literal["warn", "raise"] = "warn"
-    trackers: tuple[str, ...] = ()
+    trackers: tuple[Any, ...] = ()
+    mlflow_uri: str | None = None
+    hooks: tuple[Any, ...] = ()
+    rules: tuple[Any, ...] = ()
+    system_metrics_every: float | None = 10.0
     checkpoint_format: CheckpointFormat = "milepost"
     snapshot: Literal["copy", "overlap"] = "copy"
     staging: Literal["memory", "spool"] = "memory"

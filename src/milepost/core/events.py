@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 __all__ = [
+    "Alerted",
     "BigIntegers",
     "CheckpointChanged",
     "ClockSet",
@@ -24,12 +25,14 @@ __all__ = [
     "Line",
     "Lost",
     "MediaAdded",
+    "MediaStaged",
     "Metrics",
     "Noticed",
     "Number",
     "Rewound",
     "RunStatus",
     "StatusChanged",
+    "SystemSampled",
     "Text",
     "event_from_body",
 ]
@@ -62,7 +65,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaAdded:
-    """A file below ``experiments/<id>/media``; ``path`` is relative to that folder."""
+    """A file below ``experiments/<id>/media``; ``path`` is relative to that folder.
+
+    ``form`` says what was logged: ``"file"``, ``"text"``, ``"image"``, ``"histogram"``, ``"table"``, ``"figure"``,
+    ``"audio"``, ``"html"``, ``"graph"``. ``facts`` holds what a viewer wants to know before it opens the file (width and
+    height, sample rate, rows and columns, an index within one call).
+    """
 
     kind: ClassVar[int] = 3
     step: int | None
@@ -70,6 +78,9 @@ class MediaAdded:
     path: str
     media_type: str
     size: int
+    form: str = "file"
+    caption: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +220,47 @@ class Text:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaStaged:
+    """Something to look at was handed over unencoded; the companion turns it into a :class:`MediaAdded`.
+
+    ``source`` is the name of a file below ``experiments/<id>/media/.staged``; ``form``, ``caption`` and ``facts`` are
+    those of the file to come, and what its encoder must know (dtype, shape, sample rate).
+    """
+
+    kind: ClassVar[int] = 15
+    step: int | None
+    name: str
+    source: str
+    form: str
+    caption: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemSampled:
+    """What the machine and the processes of the training used, as the companion saw it; names begin with ``system/``."""
+
+    kind: ClassVar[int] = 16
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alerted:
+    """A person should look: the training said so (``run.alert``), or a rule on its metrics did.
+
+    ``rule`` is the rule's description, empty for an alert of the user's own. ``actions`` says what was done about it.
+    """
+
+    kind: ClassVar[int] = 17
+    step: int | None
+    title: str
+    text: str = ""
+    level: Literal["info", "warning", "error"] = "warning"
+    rule: str = ""
+    actions: list[str] = field(default_factory=list)
+
+
 Event = (
     Metrics
     | Line
@@ -224,6 +276,9 @@ Event = (
     | Described
     | Noticed
     | Text
+    | MediaStaged
+    | SystemSampled
+    | Alerted
 )
 
 _BY_KIND: dict[int, type[Any]] = {
@@ -242,6 +297,9 @@ _BY_KIND: dict[int, type[Any]] = {
         Described,
         Noticed,
         Text,
+        MediaStaged,
+        SystemSampled,
+        Alerted,
     )
 }
 _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in _BY_KIND.values()}

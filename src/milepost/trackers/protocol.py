@@ -30,6 +30,7 @@ class RunDescription:
         host: Machine of the training process, and ``pid`` its number there.
         hyperparameters: As given to ``start_experiment``; so are the fields that follow.
         folder: Where this guest may keep files of its own; made by the guest.
+        media: The folder that paths of :class:`milepost.core.events.MediaAdded` are relative to.
         project: The project at Weights & Biases, None for guests without projects.
     """
 
@@ -47,16 +48,18 @@ class RunDescription:
     group: str | None = None
     notes: str = ""
     folder: Path = Path()
+    media: Path = Path()
     project: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self) | {"folder": str(self.folder), "tags": list(self.tags)}
+        return asdict(self) | {"folder": str(self.folder), "media": str(self.media), "tags": list(self.tags)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> RunDescription:
         """The inverse of :meth:`to_dict`."""
-        return cls(**(dict(plain) | {"folder": Path(plain["folder"]), "tags": tuple(plain["tags"])}))
+        folders = {name: Path(plain.get(name, "")) for name in ("folder", "media")}
+        return cls(**(dict(plain) | folders | {"tags": tuple(plain["tags"])}))
 
 
 class Tracker(Protocol):

@@ -1,0 +1,1 @@
+"""How does one know that an extension of milepost keeps its contract?"""
