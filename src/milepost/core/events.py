@@ -68,7 +68,7 @@ class MediaAdded:
     """A file below ``experiments/<id>/media``; ``path`` is relative to that folder.
 
     ``form`` says what was logged: ``"file"``, ``"text"``, ``"image"``, ``"histogram"``, ``"table"``, ``"figure"``,
-    ``"audio"``, ``"html"``, ``"graph"``. ``facts`` holds what a viewer wants to know before it opens the file (width and
+    ``"audio"``, ``"html"``, ``"graph"``. ``facts`` holds what a viewer wants to know before it opens the file (width,
     height, sample rate, rows and columns, an index within one call).
     """
 
@@ -239,7 +239,7 @@ class MediaStaged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemSampled:
-    """What the machine and the processes of the training used, as the companion saw it; names begin with ``system/``."""
+    """What machine and training processes used, as the companion saw it; names begin with ``system/``."""
 
     kind: ClassVar[int] = 16
     values: dict[str, float]
