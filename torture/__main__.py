@@ -19,8 +19,10 @@ from torture.lanes import RESULTS
 from torture.levels import (
     Outcome,
     equality,
+    failing_sync,
     garbling_disk,
     order_of_operations,
+    others_files,
     random_kills,
     rotten_bits,
     summary,
@@ -74,8 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     same.add_argument("--folder", help="where the checkpoints go; a folder in memory makes more rounds")
     same.set_defaults(run=_equality)
 
-    garble = commands.add_parser("garble", parents=[shared], help="save on a disk that garbles what it is given")
-    garble.set_defaults(run=lambda given: [garbling_disk(given.seed)])
+    disk = commands.add_parser("disk", parents=[shared], help="save on a disk that garbles, or fails to sync")
+    disk.set_defaults(run=lambda given: [garbling_disk(given.seed), failing_sync(given.seed)])
+
+    others = commands.add_parser("others", parents=[shared], help="keep few checkpoints beside another experiment")
+    others.set_defaults(run=lambda given: [others_files(given.seed)])
 
     rot = commands.add_parser("rot", parents=[shared], help="flip bits in stored files")
     rot.add_argument("--flips", type=int, default=1000)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from torture.levels import (
     Outcome,
     equality,
+    failing_sync,
     garbling_disk,
     order_of_operations,
+    others_files,
     random_kills,
     rotten_bits,
     sweep_operation,
@@ -30,6 +32,9 @@ LEVELS: dict[str, Level] = {
     "sweep of saves": lambda seed, lanes: sweep_operation(
         "save", "both", sample=40, seed=seed, lanes=lanes, progress=_silent
     ),
+    "sweep of returned saves": lambda seed, lanes: sweep_operation(
+        "save", "trainer", sample=8, seed=seed, lanes=lanes, progress=_silent
+    ),
     "sweep of differences": lambda seed, lanes: sweep_operation(
         "delta", "companion", sample=3, seed=seed, lanes=lanes, progress=_silent
     ),
@@ -38,6 +43,8 @@ LEVELS: dict[str, Level] = {
     ),
     "equality": lambda seed, lanes: equality(60, "overlap", seed, lanes=lanes),
     "garbling disk": lambda seed, lanes: garbling_disk(seed),
+    "failing sync": lambda seed, lanes: failing_sync(seed),
+    "other's files": lambda seed, lanes: others_files(seed),
     "order of calls": lambda seed, lanes: order_of_operations(),
     "flipped bits": lambda seed, lanes: rotten_bits(200, seed),
 }
@@ -54,6 +61,9 @@ NOTICED_BY: dict[Bug, tuple[str, ...]] = {
     "not_read_back": ("garbling disk",),
     "sealed_early": ("sweep of spools",),
     "torn_published": ("equality",),
+    "save_acked_early": ("sweep of returned saves",),
+    "sync_tried_again": ("failing sync",),
+    "others_removed": ("other's files",),
 }
 
 

@@ -31,8 +31,10 @@ from torture.worker import Operation, Work
 __all__ = [
     "Outcome",
     "equality",
+    "failing_sync",
     "garbling_disk",
     "order_of_operations",
+    "others_files",
     "random_kills",
     "rotten_bits",
     "sweep_operation",
@@ -211,38 +213,83 @@ def garbling_disk(seed: int) -> Outcome:
     """Save on a disk that garbles all but the first checkpoint, keeping one: what is left must hold a sound one."""
     begun = time.monotonic()
     outcome = Outcome("a disk that garbles")
-    outcome.tried, outcome.problems = next(iter(spread(_garbled, [seed], 1)))
+    ((tried, sound, _, folder),) = spread(_saved_on_a_bad_disk, [("garble", seed)], 1)
+    outcome.tried = tried
+    if not sound:
+        outcome.problems.append(f"no sound checkpoint is left [kept: {folder}]")
     outcome.seconds = time.monotonic() - begun
     return outcome
 
 
-def _garbled(seed: int) -> tuple[int, list[str]]:
+def failing_sync(seed: int) -> Outcome:
+    """Save on a disk that fails to sync one checkpoint and forgets it: whatever got its name must be sound."""
+    begun = time.monotonic()
+    outcome = Outcome("a disk that fails to sync")
+    ((tried, sound, files, folder),) = spread(_saved_on_a_bad_disk, [("sync", seed)], 1)
+    outcome.tried = tried
+    outcome.problems += [f"{name} is damaged [kept: {folder}]" for name in sorted({*files} - {*sound})]
+    if not sound:
+        outcome.problems.append(f"no sound checkpoint is left [kept: {folder}]")
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def _saved_on_a_bad_disk(task: tuple[str, int]) -> tuple[int, list[str], list[str], Path]:
+    """How many saves there were; which files are sound, which are there at all; where. Removed if all is sound."""
+    fault, seed = task
     folder = new_folder()
-    os.environ["TORTURE_FAULT"] = "garble"
+    os.environ["TORTURE_FAULT"] = fault
     try:
         subject = Subject(Work(folder=str(folder), seed=seed, attempt=0, operation="retain", flavour="retain"))
-        subject.gate.open(2)
-        problems = [f"still there: {process}" for process in subject.wait_for_all(_PATIENCE)]
+        _let_it_end(subject)
     finally:
         del os.environ["TORTURE_FAULT"]
-    answer = run_apart(partial(_sound_ones, folder))
-    if not answer:
-        problems.append(f"no sound checkpoint is left [kept: {folder}]")
-    else:
+    sound, files = run_apart(partial(_sound_ones, folder))
+    if sound == files:
         shutil.rmtree(folder)
-    return len(subject.attempt.saves), problems
+    return len(subject.attempt.saves), sound, files, folder
 
 
-def _sound_ones(folder: Path) -> list[str]:
+def others_files(seed: int) -> Outcome:
+    """Two experiments in one folder, each keeping one checkpoint: neither may touch what the other has."""
+    begun = time.monotonic()
+    outcome = Outcome("checkpoints of another experiment")
+    ((outcome.tried, outcome.problems),) = spread(_beside_another, [seed], 1)
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def _beside_another(seed: int) -> tuple[int, list[str]]:
+    folder = new_folder()
+    last_saves = []
+    for number in (seed, seed + 1):
+        subject = Subject(Work(folder=str(folder), seed=number, attempt=0, operation="retain", flavour="retain"))
+        _let_it_end(subject)
+        last_saves.append(subject.attempt.saves[-1].filename)
+    sound, _ = run_apart(partial(_sound_ones, folder))
+    problems = [f"{name} is gone [kept: {folder}]" for name in last_saves if name not in sound]
+    if not problems:
+        shutil.rmtree(folder)
+    return len(last_saves), problems
+
+
+def _let_it_end(subject: Subject) -> None:
+    subject.gate.open(2)
+    if left := subject.wait_for_all(_PATIENCE):
+        raise TimeoutError(f"still there: {left}")
+
+
+def _sound_ones(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the checkpoints in a store that can be read whole, and of all."""
     from milepost.checkpoint.commit import verify
     from milepost.core.errors import MilepostError
 
-    found = []
-    for file in (folder / "checkpoints").glob("*.milepost"):
+    sound, files = [], sorted((folder / "checkpoints").glob("*.milepost"))
+    for file in files:
         with suppress(MilepostError):
             verify(file)
-            found.append(file.name)
-    return found
+            sound.append(file.name)
+    return sound, [file.name for file in files]
 
 
 def rotten_bits(flips: int, seed: int) -> Outcome:

@@ -12,16 +12,22 @@ Bugs are planted from outside by replacing functions of the product; the product
 ``not_read_back``       older checkpoints go before the new one was read back
 ``sealed_early``        a spool is sealed while its snapshot still changes
 ``torn_published``      an optimizer's step does not wait for an overlapped copy, and nobody compares
+``save_acked_early``    ``save_checkpoint`` returns before its snapshot is handed over
+``sync_tried_again``    a sync that failed is tried again on the same file
+``others_removed``      retention takes the checkpoints of another experiment for its own
 
 A kill loses no page that the kernel has taken, so the second and the third are invisible to it by nature: the recorded
-order of system calls shows them. The fourth needs damaged bytes, ``not_read_back`` a disk that damages them: that is a
-fault, not a bug, and ``TORTURE_FAULT=garble`` plants it.
+order of system calls shows them. The fourth needs damaged bytes, ``not_read_back`` a disk that damages them, and
+``sync_tried_again`` one that fails to sync: these are faults, not bugs, and ``TORTURE_FAULT`` plants them (``garble``,
+``sync``).
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import threading
 import types
 from collections.abc import Callable
 from typing import Any, Literal, Self, get_args
@@ -40,6 +46,9 @@ Bug = Literal[
     "not_read_back",
     "sealed_early",
     "torn_published",
+    "save_acked_early",
+    "sync_tried_again",
+    "others_removed",
 ]
 BUGS: tuple[Bug, ...] = get_args(Bug)
 
@@ -71,12 +80,19 @@ def plant_in_trainer() -> None:
         _seal_early()
     elif bug == "torn_published":
         _publish_torn()
+    elif bug == "save_acked_early":
+        _hand_over_late()
 
 
 def plant_in_companion() -> None:
     """Plant the bug, and the fault, where files are written."""
-    if os.environ.get("TORTURE_FAULT") == "garble":
-        _garble()
+    match os.environ.get("TORTURE_FAULT"):
+        case "garble":
+            _garble()
+        case "sync":
+            _fail_to_sync()
+        case _:
+            pass
     match planted_bug():
         case "in_place":
             _write_in_place()
@@ -90,6 +106,10 @@ def plant_in_companion() -> None:
             _sync_no_folder()
         case "no_crc":
             _look_at_no_checksum()
+        case "sync_tried_again":
+            _sync_again()
+        case "others_removed":
+            _take_others_for_own()
         case _:
             pass
 
@@ -207,6 +227,56 @@ def _garble() -> None:
             os.close(aligned)
 
     _replace(direct.NewFile, "finish", garbled)
+
+
+def _fail_to_sync() -> None:
+    """A disk whose first sync of the second checkpoint fails; as Linux does then, what was written is forgotten."""
+    from milepost.io import direct
+
+    finish = direct.NewFile.finish
+    synced: dict[int, int] = {}
+
+    def failing(file: direct.NewFile, size: int) -> None:
+        number = synced.setdefault(id(file), len(synced))
+        if number == 1:
+            synced[id(file)] = -1
+            os.ftruncate(file._fd, size // 2 // direct.ALIGNMENT * direct.ALIGNMENT)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        finish(file, size)
+
+    _replace(direct.NewFile, "finish", failing)
+
+
+def _sync_again() -> None:
+    from milepost.io import direct
+
+    finish = direct.NewFile.finish
+
+    def stubborn(file: direct.NewFile, size: int) -> None:
+        try:
+            finish(file, size)
+        except OSError:
+            finish(file, size)
+
+    _replace(direct.NewFile, "finish", stubborn)
+
+
+def _take_others_for_own() -> None:
+    from milepost.checkpoint import catalog, pruning
+
+    _replace(pruning, "_own", lambda folder, experiment_id, verified: catalog.refresh(folder, verified=verified).infos)
+
+
+def _hand_over_late() -> None:
+    from milepost.companion.desk import SaveDesk
+
+    submit = SaveDesk.submit
+
+    def later(desk: SaveDesk, job: Any, arena: Any, pending: Any = None) -> Any:
+        threading.Timer(0.05, submit, (desk, job, arena, pending)).start()
+        return pending
+
+    _replace(SaveDesk, "submit", later)
 
 
 def _seal_early() -> None:
