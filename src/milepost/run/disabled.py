@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from milepost.core.config import ExperimentConfig
 from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
+from milepost.run.logging_media import LogsMedia
 
 if TYPE_CHECKING:
     from milepost.checkpoint.checkpointer import ModelCheckpointer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["DisabledRun"]
 
 
-class DisabledRun:
+class DisabledRun(LogsMedia):
     """A run that records nothing, saves nothing and never asks to stop."""
 
     id = "disabled"
@@ -30,11 +31,9 @@ class DisabledRun:
     def log(self, metrics: Mapping[str, Any], step: int | None = None, epoch: float | None = None) -> None:
         """Nothing."""
 
-    def log_text(self, name: str, text: str, step: int | None = None) -> None:
-        """Nothing."""
-
-    def log_file(self, name: str, path: str | os.PathLike[str], step: int | None = None) -> None:
-        """Nothing."""
+    @property
+    def media_desk(self) -> None:
+        """None: what is logged goes nowhere."""
 
     def tag(self, *tags: str) -> None:
         """Nothing."""

@@ -7,7 +7,6 @@ the companion holds too, checkpoints are staged into an arena that the companion
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from milepost.checkpoint.arguments import TrainingObjects
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import InvalidCallError, InvalidInputError
-from milepost.core.events import Described, Event, Line, MediaAdded, Noticed, StatusChanged, Text
+from milepost.core.events import Described, Event, Line, Noticed, StatusChanged
 from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
 from milepost.core.saying import say
 from milepost.environment.ranks import StopAgreement
 from milepost.environment.secrets import redact
 from milepost.run.ending import EndedLog, command_that_goes_on, end_as_said, without_secrets
 from milepost.run.forks import survive_forks
-from milepost.run.media import keep_file, keep_text
+from milepost.run.logging_media import LogsMedia
+from milepost.run.media import MediaDesk
 from milepost.run.worker import WorkerRun
 from milepost.runs.console import ConsoleTee
 from milepost.runs.endings import in_notebook, listen, status_of_exception, stop_listening, watch_signals
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Companion", "Run"]
 
-_LONGEST_TEXT = 48 * 1024
-
 
 class Companion(Protocol):
     """What a run needs of the process, or the thread, that works beside it."""
@@ -50,7 +48,7 @@ class Companion(Protocol):
         """In a forked child: let go of what belongs to the parent."""
 
 
-class Run:
+class Run(LogsMedia):
     """A live run. Made by :func:`milepost.start` or ``ExperimentTrackingSystem.start_experiment``, never directly.
 
     Attributes:
@@ -91,6 +89,12 @@ class Run:
         self._described_model = False
         self._ended: StatusChanged | None = None
         self._child: WorkerRun | None = None
+        self._media = MediaDesk(
+            layout.media,
+            append=self._append,
+            last_step=lambda: self._log.last_step,
+            notice=partial(self._notice, "media"),
+        )
         self._console = ConsoleTee(self._line) if config.capture_console else None
         if self._console is not None:
             self._console.install()
@@ -114,40 +118,10 @@ class Run:
         """
         self._log.log(metrics, step, epoch)
 
-    def log_text(self, name: str, text: str, step: int | None = None) -> None:
-        """Log a text under a name; a long one becomes a file below ``media``."""
-        if not isinstance(text, str):
-            raise InvalidCallError(f"log_text got {type(text).__name__}", cure="give a string")
-        if self._is_over():
-            return
-        at = self._log.last_step if step is None else step
-        content = redact(text)
-        if len(content.encode(errors="replace")) <= _LONGEST_TEXT:
-            self._append(Text(step=at, name=name, text=content), step=at)
-        else:
-            self._keep(partial(keep_text, self._layout.media, name, content, at))
-
-    def log_file(self, name: str, path: str | os.PathLike[str], step: int | None = None) -> None:
-        """Keep a copy of a file below ``media``; it is copied before this returns.
-
-        Raises:
-            InvalidInputError: There is no such file.
-        """
-        if not Path(path).is_file():
-            raise InvalidInputError(f"no file {os.fspath(path)!r}", cure="give the path of a file to log_file")
-        if self._is_over():
-            return
-        at = self._log.last_step if step is None else step
-        self._keep(partial(keep_file, self._layout.media, name, path, at))
-
-    def _keep(self, keep: Callable[[], MediaAdded]) -> None:
-        """Write a media file and record it; a disk that refuses is said, and stops nothing."""
-        try:
-            added = keep()
-        except OSError as error:
-            self._notice("media", f"a logged file could not be kept ({error.strerror})", "free disk space")
-        else:
-            self._append(added, step=added.step)
+    @property
+    def media_desk(self) -> MediaDesk | None:
+        """Where things to look at are handed over; None once the run is over."""
+        return None if self._is_over() else self._media
 
     def tag(self, *tags: str) -> None:
         """Add tags to the run."""

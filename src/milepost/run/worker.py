@@ -11,10 +11,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from milepost.core.events import Event, Text
+from milepost.core.events import Event
 from milepost.core.saying import say
-from milepost.environment.secrets import redact
 from milepost.io.locks import OwnedLock
+from milepost.run.logging_media import LogsMedia
+from milepost.run.media import MediaDesk
 from milepost.runs.layout import RunLayout
 from milepost.runs.log import DirectLog, begin_log
 from milepost.runs.segment import new_log_id
@@ -22,7 +23,7 @@ from milepost.runs.segment import new_log_id
 __all__ = ["WorkerRun"]
 
 
-class WorkerRun:
+class WorkerRun(LogsMedia):
     """A run as a child process sees it; its log is opened when it is first used."""
 
     def __init__(self, layout: RunLayout, attempt: int, rank: int) -> None:
@@ -44,9 +45,15 @@ class WorkerRun:
         """As :meth:`milepost.Run.log`."""
         self._opened().log(metrics, step, epoch)
 
-    def log_text(self, name: str, text: str, step: int | None = None) -> None:
-        """As :meth:`milepost.Run.log_text`, for short texts."""
-        self.append(Text(step=step, name=name, text=redact(text)[:16_384]), step=step)
+    @property
+    def media_desk(self) -> MediaDesk | None:
+        """Where things to look at are handed over."""
+        return MediaDesk(
+            self._layout.media,
+            append=self.append,
+            last_step=lambda: self._opened().last_step,
+            notice=lambda message, cure: say(message, cure=cure),
+        )
 
     def append(self, event: Event, *, step: int | None = None) -> int:
         """Append any other record."""

@@ -13,6 +13,8 @@ from milepost.core.config import ExperimentConfig
 from milepost.core.errors import InvalidCallError
 from milepost.core.records import LoadReport, ResumePoint
 from milepost.run import DisabledRun, Run
+from milepost.run.logging_media import LogsMedia
+from milepost.run.media import MediaDesk
 from milepost.system.tracker import ExperimentTracker
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def _notebook_tracker(config: ExperimentConfig) -> ExperimentTracker:
     return tracker
 
 
-class ExperimentTrackingSystem:
+class ExperimentTrackingSystem(LogsMedia):
     """Tracks experiments and checkpoints models.
 
     Attributes:
@@ -151,6 +153,11 @@ class ExperimentTrackingSystem:
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, epoch: float | None = None) -> None:
         """As :meth:`milepost.Run.log`."""
         self.tracker.run.log(metrics, step, epoch)
+
+    @property
+    def media_desk(self) -> MediaDesk | None:
+        """That of the live run: all that can be logged beside metrics is logged as there."""
+        return self.tracker.run.media_desk
 
     def resume(
         self,
