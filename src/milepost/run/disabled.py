@@ -51,6 +51,12 @@ class DisabledRun(LogsMedia):
         """Fresh, step 0."""
         return ResumePoint(step=0, epoch=0, fresh=True)
 
+    def goes_on_after(self, step: int) -> None:
+        """Nothing."""
+
+    def record_checkpoint(self, action: str, info: CheckpointInfo, *, reason: str = "") -> None:
+        """Nothing."""
+
     def should_save(self, step: int) -> bool:
         """Never."""
         return False

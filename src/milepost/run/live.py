@@ -17,11 +17,12 @@ from milepost.checkpoint.arguments import TrainingObjects
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import InvalidCallError, InvalidInputError
 from milepost.core.events import Described, Event, Line, Noticed, StatusChanged
-from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
+from milepost.core.records import LoadReport, ResumePoint
 from milepost.core.saying import say
 from milepost.environment.ranks import StopAgreement
 from milepost.environment.secrets import redact
 from milepost.run.ending import EndedLog, command_that_goes_on, end_as_said, without_secrets
+from milepost.run.foreign import KnowsForeignCheckpoints
 from milepost.run.forks import survive_forks
 from milepost.run.logging_media import LogsMedia
 from milepost.run.media import MediaDesk
@@ -48,7 +49,7 @@ class Companion(Protocol):
         """In a forked child: let go of what belongs to the parent."""
 
 
-class Run(LogsMedia):
+class Run(LogsMedia, KnowsForeignCheckpoints):
     """A live run. Made by :func:`milepost.start` or ``ExperimentTrackingSystem.start_experiment``, never directly.
 
     Attributes:
@@ -307,16 +308,6 @@ class Run(LogsMedia):
     ) -> LoadReport:
         """Load into the objects given and change nothing else; see :meth:`ModelCheckpointer.load_checkpoint`."""
         return self.checkpointer.load_checkpoint(checkpoint_path, model, optimizer, scheduler, device, **options)
-
-    @property
-    def checkpoints(self) -> list[CheckpointInfo]:
-        """Committed checkpoints of this run, by step."""
-        return self.checkpointer.list_checkpoints(self.id)
-
-    @property
-    def best(self) -> CheckpointInfo | None:
-        """The best checkpoint, or None if nobody said which is best."""
-        return self.checkpointer.get_best_checkpoint(self.id)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until every save is committed.
