@@ -18,8 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from milepost.core.errors import InvalidInputError, NotFoundError, StorageError
+from milepost.core.plugins import checked_hook, checked_tracker
 
 __all__ = ["CheckpointFormat", "Compression", "ExperimentConfig", "bytes_of", "is_disabled"]
 
@@ -61,6 +63,7 @@ class ExperimentConfig:
         best_mode: Whether a smaller (``"min"``) or larger (``"max"``) ``best_metric`` is better.
         resume_key: Names the training for ``resume="auto"``, whatever its hyperparameters.
         save_on_signal: Signals after which ``should_save`` and ``should_stop`` turn true, for example ``("SIGTERM",)``.
+        stop_before_limit: The same happens this many minutes before the time limit of a SLURM job; None: it does not.
         on_save_error: A failed save warns once, or raises at the next ``wait()`` only (``"warn"``), or raises from the
             next call of ``save_checkpoint`` (``"raise"``).
         trackers: Further guests: names that installed packages offer (entry points ``milepost.trackers``), or objects
@@ -105,6 +108,7 @@ class ExperimentConfig:
     best_mode: Literal["min", "max"] = "min"
     resume_key: str | None = None
     save_on_signal: tuple[str, ...] = ()
+    stop_before_limit: float | None = None
     on_save_error: Literal["warn", "raise"] = "warn"
     trackers: tuple[Any, ...] = ()
     mlflow_uri: str | None = None
@@ -152,8 +156,10 @@ class ExperimentConfig:
         if self.compression in {"delta", "bf16-moments"} and self.checkpoint_format != "milepost":
             raise _invalid("compression", self.compression, "that needs checkpoint_format='milepost'")
         self._settle("save_on_signal", self._signals())
-        self._settle("trackers", self._tracker_names())
+        self._settle("trackers", tuple(map(checked_tracker, self._words("trackers"))))
+        self._settle("hooks", tuple(map(checked_hook, self._words("hooks"))))
         self._make_paths_absolute()
+        self._settle("mlflow_uri", _mlflow_uri(self.mlflow_uri))
 
     def _check_numbers(self) -> None:
         optional = ("keep_every_steps", "weights_only_after")
@@ -162,7 +168,7 @@ class ExperimentConfig:
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             if not whole and not (value is None and name in optional):
                 raise _invalid(name, value, "give a whole number of at least 1")
-        for name in ("save_every_minutes", "keep_every_minutes", "max_overhead"):
+        for name in ("save_every_minutes", "keep_every_minutes", "max_overhead", "stop_before_limit"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 < value < math.inf):
                 raise _invalid(name, value, "give a number above 0, or None")
@@ -176,7 +182,7 @@ class ExperimentConfig:
         if isinstance(value, str):
             return (value,)
         if not isinstance(value, Iterable) or isinstance(value, Mapping):
-            raise _invalid(name, value, "give a list of names")
+            raise _invalid(name, value, "give a list")
         return tuple(value)
 
     def _signals(self) -> tuple[str, ...]:
@@ -184,13 +190,6 @@ class ExperimentConfig:
         for name in names:
             if name not in _SIGNALS:
                 raise _invalid("save_on_signal", name, f"give names out of {', '.join(_SIGNALS)}")
-        return names
-
-    def _tracker_names(self) -> tuple[str, ...]:
-        names = self._words("trackers")
-        for name in names:
-            if not isinstance(name, str) or not name:
-                raise _invalid("trackers", name, "give the name that an installed package offers its tracker under")
         return names
 
     def _make_paths_absolute(self) -> None:
@@ -265,6 +264,24 @@ def _path(name: str, value: object) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
         raise _invalid(name, value, "give the path of a folder")
     return Path(value)
+
+
+def _mlflow_uri(uri: object) -> str | None:
+    """An address that no working folder changes, and that holds nothing that may not be written down."""
+    if uri is None:
+        return None
+    examples = "http://127.0.0.1:5000 or sqlite:///mlflow.db"
+    if not isinstance(uri, str) or not uri.strip():
+        raise _invalid("mlflow_uri", uri, f"give an address like {examples}, or None")
+    if urlsplit(uri).password is not None:
+        cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of a database: what its own client reads)"
+        raise InvalidInputError("mlflow_uri holds a password", cure=cure, kind="invalid-setting")
+    if urlsplit(uri).scheme in {"", "file"} and uri != "databricks":
+        cure = f"MLflow keeps no runs in folders any more, and there a point told twice is there twice: give {examples}"
+        raise _invalid("mlflow_uri", uri, cure)
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{os.path.abspath(uri.removeprefix('sqlite:///'))}"
+    return uri
 
 
 def _read_settings(file: str | os.PathLike[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Which guests does a configuration ask for, and how does one come to life?
 
-TensorBoard where ``tensorboard_dir`` is set, W&B where ``wandb_project`` is set, and every name in ``trackers``. A name
-is an entry point of the group ``milepost.trackers`` that an installed package offers; it loads a class or a function
-without arguments that makes a :class:`milepost.trackers.protocol.Tracker`.
+TensorBoard where ``tensorboard_dir`` is set, W&B where ``wandb_project`` is set, MLflow where ``mlflow_uri`` is set,
+and every name in ``trackers``. A name is an entry point of the group ``milepost.trackers`` that an installed package
+offers; it loads a class or a function without arguments that makes a :class:`milepost.trackers.protocol.Tracker`.
 
 A plan is made early, in the training process, where a wrong name can still be corrected; the guest's code is imported
 late, by its follower, where it can do no harm.
@@ -28,16 +28,18 @@ __all__ = ["GuestPlan", "build_tracker", "follower_for", "guests_for"]
 _GROUP = "milepost.trackers"
 _TENSORBOARD = "milepost.trackers.tensorboard:TensorboardTracker"
 _WANDB = "milepost.trackers.wandb:WandbTracker"
+_MLFLOW = "milepost.trackers.mlflow:MlflowTracker"
 #: W&B's service process uploads every 15 seconds; what it holds until then dies with it.
 _WANDB_SETTLES = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestPlan:
-    """A guest to be: its name, and ``"module:attribute"`` of what makes its tracker."""
+    """A guest to be: its name, ``"module:attribute"`` of what makes its tracker, and where an MLflow is."""
 
     name: str
     factory: str
+    address: str = ""
 
 
 def guests_for(config: Mapping[str, Any]) -> list[GuestPlan]:
@@ -52,6 +54,8 @@ def guests_for(config: Mapping[str, Any]) -> list[GuestPlan]:
         plans.append(GuestPlan(name="tensorboard", factory=_TENSORBOARD))
     if config.get("wandb_project") is not None:
         plans.append(GuestPlan(name="wandb", factory=_WANDB))
+    if config.get("mlflow_uri") is not None:
+        plans.append(GuestPlan(name="mlflow", factory=_MLFLOW, address=str(config["mlflow_uri"])))
     plans += [_installed(name) for name in config.get("trackers", ())]
     names = [plan.name for plan in plans]
     for name in names:
@@ -76,7 +80,9 @@ def build_tracker(plan: GuestPlan, notice: Callable[[Noticed], None]) -> Tracker
             f"the tracker {plan.name!r} cannot be loaded from {plan.factory} ({error})",
             cure="install its package again, or take it out of trackers",
         ) from error
-    return cast("Tracker", make(notice) if plan.factory == _WANDB else make())
+    if plan.factory == _MLFLOW:
+        return cast("Tracker", make(plan.address, notice))
+    return cast("Tracker", make(notice) if plan.factory in {_WANDB, _TENSORBOARD} else make())
 
 
 def follower_for(

@@ -86,6 +86,8 @@ WRONG = [
     *[("exit_timeout", value) for value in (-1, math.nan, math.inf, "30", None, True)],
     *[("save_on_signal", value) for value in ("SIGKILL", ("SIGTERM", 15), 15, None, ("",), {"SIGTERM": 1})],
     *[("trackers", value) for value in ((5,), 5, None, ("",))],
+    *[("hooks", value) for value in ((5,), 5, None, (object,), ("text",))],
+    *[("stop_before_limit", value) for value in (0, -1, math.inf, "5", True)],
     *[("compression", value) for value in ("small", "Delta", 0, 0.0)],
     *[(name, v) for name in ("snapshot", "staging", "include") for v in ("fast", True, None)],
     *[(name, v) for name in ("keep_best", "keep_every_steps", "weights_only_after") for v in (0, 1.0, "5", True)],
@@ -100,7 +102,7 @@ def test_a_wrong_value_is_refused_with_field_value_and_cure(name, value):
     with pytest.raises(InvalidInputError) as raised:
         ExperimentConfig(**{name: value})
     error = raised.value
-    shown = value if not isinstance(value, (tuple, list)) or name not in {"save_on_signal", "trackers"} else value[-1]
+    shown = value if not isinstance(value, (tuple, list)) or name not in {"save_on_signal", "trackers", "hooks"} else value[-1]
     assert name in error.what
     assert repr(shown) in error.what
     assert error.cure
@@ -246,3 +248,13 @@ def test_disabled_is_asked_of_the_environment_and_a_typo_is_no_silence(monkeypat
     monkeypatch.setenv("MILEPOST_MODE", "dissabled")
     with pytest.raises(InvalidInputError, match="dissabled"):
         is_disabled()
+
+
+def test_an_address_of_mlflow_is_absolute_and_holds_no_password(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ExperimentConfig(mlflow_uri="sqlite:///mlflow.db").mlflow_uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert ExperimentConfig(mlflow_uri="http://127.0.0.1:5000").mlflow_uri == "http://127.0.0.1:5000"
+    for refused in ("", 5, "./mlruns", "file:///tmp/mlruns", "https://me:secret@host"):
+        with pytest.raises(InvalidInputError) as caught:
+            ExperimentConfig(mlflow_uri=refused)  # type: ignore[arg-type]
+        assert "secret" not in str(caught.value)

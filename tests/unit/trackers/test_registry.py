@@ -13,6 +13,7 @@ import pytest
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
 from milepost.core.events import Noticed
+from milepost.trackers.mlflow import MlflowTracker
 from milepost.trackers.protocol import RunDescription
 from milepost.trackers.registry import GuestPlan, build_tracker, follower_for, guests_for
 from milepost.trackers.tensorboard import TensorboardTracker
@@ -44,13 +45,14 @@ def _names(**fields: object) -> list[str]:
 def test_the_fields_of_the_configuration_decide():
     assert _names() == ["tensorboard"]
     assert _names(wandb_project="nlp") == ["tensorboard", "wandb"]
+    assert _names(mlflow_uri="sqlite:///m.db") == ["tensorboard", "mlflow"]
     assert _names(tensorboard_dir=None) == []
 
 
 def test_the_own_guests_are_built_without_importing_their_packages():
-    plans = guests_for({"tensorboard_dir": "./runs", "wandb_project": "nlp"})
+    plans = guests_for({"tensorboard_dir": "./runs", "wandb_project": "nlp", "mlflow_uri": "sqlite:///m.db"})
     kinds = [type(build_tracker(plan, lambda notice: None)) for plan in plans]
-    assert kinds == [TensorboardTracker, WandbTracker]
+    assert kinds == [TensorboardTracker, WandbTracker, MlflowTracker]
 
 
 @pytest.mark.usefixtures("_plugin")
