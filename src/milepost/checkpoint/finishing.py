@@ -81,9 +81,9 @@ def finish_save(
     if info is None:
         write = partial(commit, base=_keyframe(job, rule), keep=rule.keep_newest, habits=habits, hurry=hurry)
         info, reason = commit_with_ranks(job, lambda complete: write(complete, arena))
+    report(_change("committed", info, reason))  # the file itself is the record; its list may come later
     remove_stale_temporaries(path.parent)
     refresh(path.parent)
-    report(_change("committed", info, reason))
     _read_back(path, job.format)
     mark_verified(path)
     report(_change("verified", info))

@@ -89,9 +89,10 @@ class Companion:
         if hello.durable:
             self._drain.resume_from(hello.durable)
         self._outbox: deque[FromCompanion] = deque()
+        self._sending = threading.Lock()
         self._may_feed = threading.Event()
         self._may_feed.set()
-        self._duties = Duties(hello, self._outbox.append, may_feed=self._may_feed)
+        self._duties = Duties(hello, self._tell, may_feed=self._may_feed)
         self._arena: SharedSegment | None = None
         self._spool = ""
         self._sync_now = threading.Event()
@@ -159,13 +160,19 @@ class Companion:
                 for descriptor in descriptors:
                     os.close(descriptor)
 
+    def _tell(self, message: FromCompanion) -> None:
+        """Send it at once, from whichever thread: somebody may wait for this very commit."""
+        self._outbox.append(message)
+        self._send()
+
     def _send(self) -> None:
-        while self._outbox:
-            if not self._channel.send(self._outbox[0], wait=False):
-                if self._leaving or len(self._outbox) > 10_000:
-                    self._outbox.clear()
-                return
-            self._outbox.popleft()
+        with self._sending:
+            while self._outbox:
+                if not self._channel.send(self._outbox[0], wait=False):
+                    if self._leaving or len(self._outbox) > 10_000:
+                        self._outbox.clear()
+                    return
+                self._outbox.popleft()
 
     # ---------------------------------------------------------------- the log
 
@@ -198,7 +205,7 @@ class Companion:
         except StorageError as error:
             self._disk_fails(error)
             return
-        self._outbox.append(Synced(position=durable))
+        self._tell(Synced(position=durable))
         if self._disk_refuses and not self._copy_refused:  # what was copied before may well be synced meanwhile
             self._disk_refuses = False
             self._duties.notice(
@@ -241,8 +248,7 @@ class Companion:
             deadline = time.monotonic() + self._finish.timeout
         left = self._duties.finish(deadline, self._tell_waiting)
         self._remove_spool()
-        self._outbox.append(Finished(left=left))
-        self._send()
+        self._tell(Finished(left=left))
         self._duties.close()
         with contextlib.suppress(OSError):
             os.unlink(self._layout.companion_lock(self._hello.log_id, self._hello.launch))
@@ -268,8 +274,7 @@ class Companion:
                 os.unlink(self._spool)
 
     def _tell_waiting(self, text: str) -> None:
-        self._outbox.append(Waiting(text=text))
-        self._send()
+        self._tell(Waiting(text=text))
 
 
 def death_of(exit_code: int | None, signal_name: str) -> StatusChanged:
