@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,20 +23,26 @@ HEAD = """
 """
 
 
+@contextmanager
+def mounted(place: Path, options: str) -> Iterator[Path]:
+    """A small disk of its own at ``place``."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no small disk can be mounted here: {made.stderr.decode().strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
     """A disk of 12 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(place)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"no small disk can be mounted here: {made.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with mounted(tmp_path / "disk", "size=12m") as place:
+        yield place
 
 
 def fill(disk: Path) -> Path:
@@ -276,9 +283,38 @@ FAULTS = {
 }
 
 
+#: The same for a disk under the folder of checkpoints; first how it is mounted.
+DISK_FAULTS = {
+    "read only": (
+        "size=12m",
+        'os.system("mount -o remount,ro checkpoints")',
+        "pass",
+        'os.system("mount -o remount,rw checkpoints")',
+        "read-only",
+    ),
+    "no inodes": (
+        "size=12m,nr_inodes=64",
+        "os.system('for i in $(seq 64); do : > checkpoints/$i.txt; done 2> /dev/null')",
+        "pass",
+        "os.system('rm checkpoints/*.txt')",
+        "disk-full",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", DISK_FAULTS)
+def test_a_disk_that_refuses_every_new_file_is_said_once_shown_and_cured_by_the_next_good_save(tmp_path, fault):
+    options, *how = DISK_FAULTS[fault]
+    with mounted(tmp_path / "checkpoints", options):
+        refuse_saves(tmp_path, *how)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_refuses_a_checkpoint_is_said_once_shown_and_cured_by_the_next_good_save(tmp_path, fault):
-    break_it, release, mend, kind = FAULTS[fault]
+    refuse_saves(tmp_path, *FAULTS[fault])
+
+
+def refuse_saves(tmp_path: Path, break_it: str, release: str, mend: str, kind: str) -> None:
     script = Script(tmp_path, FAULT.replace("BREAK", break_it).replace("RELEASE", release).replace("MEND", mend))
     out, err = script.finish()
     assert script.exit_code == 0, err

@@ -200,8 +200,9 @@ class Duties:
     # ---------------------------------------------------------------- the end
 
     def beat(self) -> None:
-        """Renew the heartbeat of this process and of the trainer, for readers on other hosts."""
+        """Renew the heartbeats, for readers on other hosts; write what had to wait."""
         self.own_lock.touch()
+        self._log.catch_up()
         with contextlib.suppress(OSError):
             os.utime(self.layout.log_lock(self._hello.log_id))
 

@@ -3,16 +3,20 @@
 One write per record at a place reserved beforehand, straight into the durable file. So the companion writes its own
 log, forked children theirs, and the trainer where no memory can be shared.
 
-**Invariants**: as in :mod:`milepost.runs.log`; the file is one segment that never ends.
+**Invariants**: as in :mod:`milepost.runs.log`; the file is one segment that never ends. What the disk refuses keeps its
+place in the file and waits in memory, up to a bound.
 
-**On crash**: of the process, every record whose call returned is with the kernel. Of the machine, what was synced.
+**On crash**: of the process, every record whose call returned is with the kernel, unless the disk had refused it. Of
+the machine, what was synced.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic_ns
 
 from milepost.core.errors import StorageError
@@ -24,6 +28,8 @@ from milepost.runs.values import OnBadValue
 
 __all__ = ["DirectLog"]
 
+_MOST_BYTES_WAITING = 64 << 20
+
 
 class DirectLog(RunLog):
     """The log of a process that may wait for a disk: every record is one write to the durable file.
@@ -32,7 +38,7 @@ class DirectLog(RunLog):
         layout: Where the run lies; the folder of its log must exist.
         log_id: From :func:`milepost.runs.segment.new_log_id`.
         on_bad_value: Told once per metric whose value is no number.
-        on_failure: Told when the disk refuses, once until it takes records again.
+        on_failure: Told when the disk refuses, once until it takes records again; they wait in memory meanwhile.
         strict: Raise on a value that is no number.
         deferred: Fetches device values.
 
@@ -40,7 +46,7 @@ class DirectLog(RunLog):
         StorageError: The file cannot be made.
     """
 
-    __slots__ = ("_fd", "_offset", "_on_failure", "_refused", "path")
+    __slots__ = ("_fd", "_offset", "_on_failure", "_refused", "_waiting", "_waiting_bytes", "path")
 
     #: One segment that never ends: the file has no gaps.
     segment_size = 1 << 40
@@ -59,6 +65,8 @@ class DirectLog(RunLog):
         self.path = layout.durable_log(log_id, self.segment_size)
         self._on_failure = on_failure
         self._refused = False
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._waiting_bytes = 0
         self._offset = HEADER_BYTES
         header = Header(
             log_id=log_id,
@@ -85,17 +93,45 @@ class DirectLog(RunLog):
         end = offset + len(record)
         self._offset = end
         try:
+            self._write_waiting()
             write_all(self._fd, record, offset)
         except OSError as error:
-            if self._offset == end:
-                self._offset = offset
-            self.lost += 1
             if not self._refused:
                 self._refused = True
                 self._on_failure(storage_error(error, "writing the log", self.path))
-            return NOT_KEPT
-        self._refused = False
+            if not self._wait_for_room(offset, record):
+                self.lost += 1
+                return NOT_KEPT
+        else:
+            self._refused = False
         return self.segment_size + offset
+
+    def _wait_for_room(self, offset: int, record: bytes) -> bool:
+        """Keep a record that was refused, whole, however much of it is on the disk; False if too many wait."""
+        if self._waiting_bytes + len(record) > _MOST_BYTES_WAITING:
+            return False
+        self._waiting_bytes += len(record)
+        self._waiting.append((offset, record))
+        return True
+
+    def _write_waiting(self) -> None:
+        """Write what was refused earlier. Several threads may: each takes one out before it writes it."""
+        while self._waiting:
+            try:
+                offset, record = self._waiting.popleft()
+            except IndexError:
+                return
+            try:
+                write_all(self._fd, record, offset)
+            except OSError:
+                self._waiting.appendleft((offset, record))
+                raise
+            self._waiting_bytes -= len(record)
+
+    def catch_up(self) -> None:
+        """Write what the disk refused earlier, if it takes it now."""
+        with suppress(OSError):
+            self._write_waiting()
 
     def sync(self) -> int:
         """Make what is written survive power loss; the sequence number up to which that holds.
@@ -103,7 +139,9 @@ class DirectLog(RunLog):
         Raises:
             StorageError: The disk refuses.
         """
-        position = self.position
+        self.catch_up()
+        waiting = min((offset for offset, _ in tuple(self._waiting)), default=None)
+        position = self.position if waiting is None else self.segment_size + waiting
         try:
             os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
         except OSError as error:
@@ -111,7 +149,11 @@ class DirectLog(RunLog):
         return position
 
     def close(self) -> None:
-        """Close the file; later records are lost and counted."""
+        """Close the file; what the disk still refuses, and later records, are lost and counted."""
+        if self._fd < 0:
+            return
+        self.catch_up()
+        self.lost += len(self._waiting)
+        self._waiting.clear()
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        os.close(fd)

@@ -20,8 +20,10 @@ import pytest
 from milepost.core.errors import InvalidCallError, InvalidInputError
 from milepost.core.events import BigIntegers, ClockSet, Deferred, Described, Identified, Line, Lost, Metrics
 from milepost.io.memory import SharedSegment
+from milepost.runs import direct_log
 from milepost.runs.durable_log import Drain
 from milepost.runs.log import DirectLog, LogWriter
+from milepost.runs.recording import NOT_KEPT
 from milepost.runs.scan import read_log_files, scan
 from milepost.runs.segment import new_log_id, read_header, salt_of, walk
 
@@ -379,22 +381,38 @@ def _log_until_killed(log_id, made, count):
         os._exit(1)
 
 
-def test_a_direct_log_says_once_that_the_disk_refuses_and_goes_on(layout, steps):
+def _on_a_full_disk(log, action) -> None:
+    working, log._fd = log._fd, os.open("/dev/full", os.O_WRONLY)
+    action()
+    os.close(log._fd)
+    log._fd = working
+
+
+def test_a_direct_log_says_once_that_the_disk_refuses_and_keeps_what_it_refused(layout, steps):
     failures = []
     log = DirectLog(layout, new_log_id(), on_failure=failures.append)
     log.log({"x": 1}, 0)
-    working, log._fd = log._fd, os.open("/dev/full", os.O_WRONLY)
-    log.log({"x": 1}, 1)
-    log.log({"x": 1}, 2)
-    os.close(log._fd)
-    log._fd = working
-    log.log({"x": 1}, 3)
-    assert log.lost == 2
+    _on_a_full_disk(log, lambda: [log.log({"x": 1}, step) for step in (1, 2)])
     assert [failure.kind for failure in failures] == ["disk-full"]
+    log.log({"x": 1}, 3)
+    assert log.lost == 0
     (files,) = read_log_files(layout.log)
-    assert steps(list(scan(files))) == [0, 3]
+    damage = []
+    assert steps(list(scan(files, damage=damage))) == [0, 1, 2, 3]
+    assert damage == []
     log.sync()
     log.close()
+
+
+def test_what_a_direct_log_can_neither_write_nor_keep_is_counted_and_so_is_the_rest_at_the_end(layout, monkeypatch):
+    monkeypatch.setattr(direct_log, "_MOST_BYTES_WAITING", 400)
+    log = DirectLog(layout, new_log_id())
+    working, log._fd = log._fd, os.open("/dev/full", os.O_WRONLY)
+    kept = [log.append(Line(stream="stdout", text="x" * 50)) for _ in range(20)]
+    assert 0 < log.lost == kept.count(NOT_KEPT) < 20
+    log.close()
+    assert log.lost == 20
+    os.close(working)
 
 
 def test_threads_may_share_a_direct_log(layout, steps):
