@@ -147,7 +147,8 @@ class Resumption:
             return
         for note in point.notes:
             say(note)
-        again = f", {point.lost_steps} steps are done again" if point.lost_steps else ""
+        lost = point.lost_steps
+        again = f", {lost} step{'s are' if lost > 1 else ' is'} done again" if lost else ""
         if self.fresh:
             say(f"{run_id}: fresh, step 0")
         else:
