@@ -67,11 +67,19 @@ class CompanionProcess:
     Args:
         hello: Who we are and what is wanted of the companion.
         every_tick: Called by the helper thread twenty times a second (device values, ranks' agreement to stop).
+        heard: Called by it with every message of the companion, after what the message says has happened here.
     """
 
-    def __init__(self, hello: Hello, *, every_tick: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        *,
+        every_tick: Callable[[], None] = lambda: None,
+        heard: Callable[[FromCompanion], None] = lambda message: None,
+    ) -> None:
         self._hello = hello
         self._every_tick = every_tick
+        self._heard = heard
         self._lock = threading.RLock()
         self._segments: dict[int, SharedSegment] = {}
         self._unsent: list[int] = []
@@ -180,6 +188,14 @@ class CompanionProcess:
             self._unsent.append(ordinal)
             self._send_segments()
 
+    def make_durable(self, position: int, deadline: float) -> bool:
+        """Wait until the log is on disk up to ``position``; False if it is not by ``deadline``."""
+        while self._durable < position:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
     # ---------------------------------------------------------------- checkpoints
 
     def _send_save(self, submitted: Submitted) -> None:
@@ -266,6 +282,7 @@ class CompanionProcess:
             case Finished(left=left):
                 self._left = left
                 self._finished.set()
+        self._heard(message)
 
     def _forget_segments(self, position: int) -> None:
         with self._lock:

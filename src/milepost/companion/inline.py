@@ -31,8 +31,15 @@ _HEARTBEAT_EVERY = 10.0
 class InlineCompanion:
     """Has the surface of :class:`milepost.companion.client.CompanionProcess`."""
 
-    def __init__(self, hello: Hello, *, every_tick: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        *,
+        every_tick: Callable[[], None] = lambda: None,
+        heard: Callable[[FromCompanion], None] = lambda message: None,
+    ) -> None:
         self._every_tick = every_tick
+        self._heard = heard
         self._log: DirectLog | None = None
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._work, name="milepost-helper", daemon=True)
@@ -48,6 +55,17 @@ class InlineCompanion:
 
     def leave_child(self) -> None:
         """Threads do not survive a fork: there is nothing to let go of."""
+
+    def make_durable(self, position: int, deadline: float) -> bool:
+        """Sync the log up to ``position``; False if the disk refuses or ``deadline`` is over."""
+        while self._log is not None:
+            with contextlib.suppress(StorageError):
+                if self._log.sync() >= position:
+                    return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_TICK)
+        return True
 
     def _save(self, submitted: Submitted) -> None:
         with self.writer.held() as segment:
@@ -65,6 +83,7 @@ class InlineCompanion:
                 self.writer.take(message)
             case _:
                 pass
+        self._heard(message)
 
     def _work(self) -> None:
         synced_at = beat_at = time.monotonic()

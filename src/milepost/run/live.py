@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from milepost.checkpoint.arguments import TrainingObjects
 from milepost.core.config import ExperimentConfig
 from milepost.core.errors import InvalidCallError, InvalidInputError
-from milepost.core.events import Described, Event, Line, Noticed, StatusChanged
+from milepost.core.events import Alerted, Described, Event, Line, Noticed, StatusChanged
 from milepost.core.records import LoadReport, ResumePoint
 from milepost.core.saying import say
 from milepost.environment.ranks import StopAgreement
 from milepost.environment.secrets import redact
+from milepost.run.alerting import GivesAlerts
 from milepost.run.ending import EndedLog, command_that_goes_on, end_as_said, without_secrets
 from milepost.run.foreign import KnowsForeignCheckpoints
 from milepost.run.forks import survive_forks
@@ -48,8 +49,11 @@ class Companion(Protocol):
     def leave_child(self) -> None:
         """In a forked child: let go of what belongs to the parent."""
 
+    def make_durable(self, position: int, deadline: float) -> bool:
+        """Wait until the log is on disk up to ``position``; False if it is not by ``deadline``."""
 
-class Run(LogsMedia, KnowsForeignCheckpoints):
+
+class Run(LogsMedia, GivesAlerts, KnowsForeignCheckpoints):
     """A live run. Made by :func:`milepost.start` or ``ExperimentTrackingSystem.start_experiment``, never directly.
 
     Attributes:
@@ -67,8 +71,9 @@ class Run(LogsMedia, KnowsForeignCheckpoints):
         attempt: int,
         config: ExperimentConfig,
         log: LogWriter | DirectLog,
-        fetch_device_values: Callable[[], None],
-        release_log: Callable[[], None],
+        before_end: Callable[[], None],
+        after_end: Callable[[StatusChanged], None],
+        alerted: Callable[[Alerted], None],
         companion: Companion,
         checkpointer: ModelCheckpointer,
         stop: StopAgreement,
@@ -81,8 +86,9 @@ class Run(LogsMedia, KnowsForeignCheckpoints):
         self._layout = layout
         self._config = config
         self._log: LogWriter | DirectLog | WorkerRun | EndedLog = log
-        self._fetch_device_values = fetch_device_values
-        self._release_log = release_log
+        self._before_end = before_end
+        self._after_end = after_end
+        self._alerted = alerted
         self._companion = companion
         self._stop = stop
         self._resumption = resumption
@@ -91,10 +97,12 @@ class Run(LogsMedia, KnowsForeignCheckpoints):
         self._ended: StatusChanged | None = None
         self._child: WorkerRun | None = None
         self._media = MediaDesk(
-            layout.media,
+            layout,
+            resumption.rank,
             append=self._append,
             last_step=lambda: self._log.last_step,
             notice=partial(self._notice, "media"),
+            make_durable=self._make_durable,
         )
         self._console = ConsoleTee(self._line) if config.capture_console else None
         if self._console is not None:
@@ -123,6 +131,11 @@ class Run(LogsMedia, KnowsForeignCheckpoints):
     def media_desk(self) -> MediaDesk | None:
         """Where things to look at are handed over; None once the run is over."""
         return None if self._is_over() else self._media
+
+    def _make_durable(self, deadline: float) -> bool:
+        if isinstance(self._log, WorkerRun):
+            return self._log.make_durable(deadline)
+        return isinstance(self._log, EndedLog) or self._companion.make_durable(self._log.position, deadline)
 
     def tag(self, *tags: str) -> None:
         """Add tags to the run."""
@@ -155,6 +168,8 @@ class Run(LogsMedia, KnowsForeignCheckpoints):
     def _append(self, event: Event, *, step: int | None = None) -> None:
         self._refuse_after_the_end()
         self._log.append(event, step=step)
+        if isinstance(event, Alerted):
+            self._alerted(event)
 
     def _refuse_after_the_end(self) -> None:
         if self._ended is not None:
@@ -343,7 +358,7 @@ class Run(LogsMedia, KnowsForeignCheckpoints):
             return
         if self._console is not None:
             self._console.remove()
-        self._fetch_device_values()
+        self._before_end()
         self.checkpointer.settle_copies()  # what is handed over behind the end would not be written
         self._log.append(without_secrets(end))
         self._ended = end
@@ -353,7 +368,7 @@ class Run(LogsMedia, KnowsForeignCheckpoints):
             say(f"{self.id}: not finished yet: {what}", cure="`milepost doctor` finishes it")
         log, self._log = self._log, EndedLog(self.id, self._log.last_step)
         log.close()
-        self._release_log()
+        self._after_end(end)
         if end.status == "preempted":
             say(f"{self.id} is preempted at step {log.last_step}; the same command goes on: {command_that_goes_on()}")
 

@@ -46,6 +46,8 @@ from milepost.runs.starting import (
     resume_identity,
     wait_until_idle,
 )
+from milepost.system.inside_trackers import given_objects, refuse_names_taken
+from milepost.system.insiders import Insiders
 from milepost.system.request import StartRequest, script_of_this_process
 from milepost.trackers.registry import guests_for
 
@@ -87,7 +89,8 @@ class _OpenLog:
 
 def launch(config: ExperimentConfig, request: StartRequest) -> Run:
     """Begin or continue a run; see ``ExperimentTracker.start_experiment`` for what is raised."""
-    guests_for(_companion_settings(config))  # a wrong name must raise here, not in another process
+    plans = guests_for(_companion_settings(config))  # a wrong name must raise here, not in another process
+    refuse_names_taken(given_objects(config.trackers), [plan.name for plan in plans])
     keep_own_log(config.logs_dir, os.getpid())
     ranks = detect()
     opened: _OpenLog | None = None
@@ -209,7 +212,8 @@ def _description(config: ExperimentConfig, request: StartRequest, layout: RunLay
 
 def _companion_settings(config: ExperimentConfig) -> dict[str, Any]:
     """What the companion, and later ``milepost doctor``, must know of the configuration."""
-    return {name: getattr(config, name) for name in _FOR_THE_COMPANION} | {"trackers": list(config.trackers)}
+    names = [one for one in config.trackers if isinstance(one, str)]
+    return {name: getattr(config, name) for name in _FOR_THE_COMPANION} | {"trackers": names}
 
 
 # -------------------------------------------------------------------- its parts
@@ -233,7 +237,8 @@ def _assemble(
 ) -> Run:
     stop = StopAgreement(ranks, f"{begun.experiment_id}-{begun.attempt}")
     hello = _hello(config, layout, opened, begun, ranks)
-    log, companion, values = _log_and_companion(config, layout, opened, hello, stop)
+    insiders = Insiders(config, ranks.rank)
+    log, companion, values = _log_and_companion(config, layout, opened, hello, stop, insiders)
     checkpointer = ModelCheckpointer(
         config,
         experiment_id=layout.experiment_id,
@@ -251,14 +256,25 @@ def _assemble(
         for name, value in (fields | {"tags": begun.tags, "attempt": begun.attempt}).items():
             log.append(Described(fields={name: value}))
         log.append(StatusChanged(status="running"))
-    return Run(
+
+    def before_end() -> None:
+        values.drain()
+        insiders.before_end()
+
+    def after_end(end: StatusChanged) -> None:
+        insiders.settle()
+        opened.lock.release(unlink=True)
+        insiders.run_ended(end)
+
+    run = Run(
         layout=layout,
         name=request.name,
         attempt=begun.attempt,
         config=config,
         log=log,
-        fetch_device_values=values.drain,
-        release_log=lambda: opened.lock.release(unlink=True),
+        before_end=before_end,
+        after_end=after_end,
+        alerted=insiders.alerted,
         companion=companion,
         checkpointer=checkpointer,
         stop=stop,
@@ -272,6 +288,8 @@ def _assemble(
             signals=_signals(config),
         ),
     )
+    insiders.run_started(run, log, layout, hello)
+    return run
 
 
 def _finish_what_died(layout: RunLayout, log: LogWriter | DirectLog) -> None:
@@ -313,7 +331,12 @@ def _hello(config: ExperimentConfig, layout: RunLayout, opened: _OpenLog, begun:
 
 
 def _log_and_companion(
-    config: ExperimentConfig, layout: RunLayout, opened: _OpenLog, hello: Hello, stop: StopAgreement
+    config: ExperimentConfig,
+    layout: RunLayout,
+    opened: _OpenLog,
+    hello: Hello,
+    stop: StopAgreement,
+    insiders: Insiders,
 ) -> tuple[LogWriter | DirectLog, CompanionProcess | InlineCompanion, DeviceValues]:
     """Shared memory and a process where the system has both; else one write per record and a thread."""
     ticks: list[Callable[[], None]] = []
@@ -324,20 +347,20 @@ def _log_and_companion(
 
     wanted = os.environ.get("MILEPOST_COMPANION", "process") != "thread"
     if wanted and memory.available() and can_start_python():
-        process = CompanionProcess(hello, every_tick=every_tick)
+        process = CompanionProcess(hello, every_tick=every_tick, heard=insiders.hear)
         writer = LogWriter(
             opened.log_id, hand_over=process.hand_over, on_bad_value=_tell_bad_value, strict=config.strict
         )
         values = _begin_log(writer, hello)
-        ticks += [ClockKeeper(writer).tick, values.poll, stop.poll]
+        ticks += [ClockKeeper(writer).tick, values.poll, stop.poll, insiders.check]
         process.start(writer)
         return writer, process, values
     from milepost.companion.inline import InlineCompanion  # brings all duties along
 
-    inline = InlineCompanion(hello, every_tick=every_tick)
+    inline = InlineCompanion(hello, every_tick=every_tick, heard=insiders.hear)
     direct = DirectLog(layout, opened.log_id, on_bad_value=_tell_bad_value, strict=config.strict)
     values = _begin_log(direct, hello)
-    ticks += [ClockKeeper(direct).tick, values.poll, stop.poll]
+    ticks += [ClockKeeper(direct).tick, values.poll, stop.poll, insiders.check]
     inline.start(direct)
     return direct, inline, values
 

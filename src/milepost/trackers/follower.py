@@ -44,6 +44,7 @@ class FollowerState:
         delivered: Records of the log that the guest acknowledged in this process.
         waiting: Seconds that the call it is in has taken so far.
         error: Why it is retrying or parked.
+        cpu_seconds: Processor time of the follower's thread, the calls of the guest included, when it last returned.
     """
 
     phase: Literal["following", "retrying", "parked", "finished"]
@@ -51,6 +52,7 @@ class FollowerState:
     delivered: int
     waiting: float
     error: str
+    cpu_seconds: float = 0.0
 
 
 class Follower:
@@ -64,6 +66,7 @@ class Follower:
         cursor_path: Where the cursor is kept.
         notice: Takes what a person should know; called from the follower's thread, and from ``check`` and ``finish``.
         pace: Sizes and waits.
+        catches_up: The cure to say where a guest takes nothing.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Follower:
         cursor_path: Path,
         notice: Callable[[Noticed], None],
         pace: Pace | None = None,
+        catches_up: str = _CATCHES_UP,
     ) -> None:
         self.name = name
         self._build = build
@@ -85,6 +89,7 @@ class Follower:
         self._lock = OwnedLock(cursor_path.with_suffix(".lock"))
         self._notice = notice
         self._pace = pace or Pace()
+        self._catches_up = catches_up
         self._delivery: Delivery | None = None
         self._wake = threading.Event()
         self._finishing = False
@@ -93,6 +98,7 @@ class Follower:
         self._delivered = 0
         self._failures = 0
         self._error = ""
+        self._cpu_seconds = 0.0
         self._hanging_said = False
         self._thread = threading.Thread(target=self._live, name=f"milepost-{name}", daemon=True)
 
@@ -105,6 +111,7 @@ class Follower:
             delivered=self._delivered,
             waiting=self._waiting(),
             error=self._error,
+            cpu_seconds=self._cpu_seconds,
         )
 
     def start(self) -> None:
@@ -119,7 +126,7 @@ class Follower:
         """Say it, once, if the guest has been in one call for longer than the pace's patience. Never waits."""
         if self._waiting() > self._pace.patience and not self._hanging_said:
             self._hanging_said = True
-            self._say("hanging", f"{self.name} has not answered for {self._waiting():.0f} s", _CATCHES_UP)
+            self._say("hanging", f"{self.name} has not answered for {self._waiting():.0f} s", self._catches_up)
 
     def hurry(self) -> None:
         """The log is complete: deliver the rest and tell the guest the end. Never waits."""
@@ -146,7 +153,7 @@ class Follower:
         if self._phase == "finished":
             return True
         if not self._error and not self._hanging_said:
-            self._say("unfinished", f"{self.name} has not taken all of the run yet", _CATCHES_UP)
+            self._say("unfinished", f"{self.name} has not taken all of the run yet", self._catches_up)
         return False
 
     def _waiting(self) -> float:
@@ -198,6 +205,7 @@ class Follower:
         while True:
             last = self._finishing
             self._behind = delivery.advance()
+            self._cpu_seconds = time.thread_time()
             if self._behind:
                 continue
             if last:
@@ -252,7 +260,7 @@ class Follower:
         if isinstance(error, MilepostError):
             self._say("delivery", error.what, error.cure)
         else:
-            self._say("delivery", f"{self.name} does not take the run ({self._error})", _CATCHES_UP)
+            self._say("delivery", f"{self.name} does not take the run ({self._error})", self._catches_up)
 
     def _say(self, topic: str, message: str, cure: str = "", *, cured: bool = False) -> None:
         try:
