@@ -4,9 +4,9 @@ An event file is a sequence of TFRecords (length, masked CRC-32C of the length, 
 holding one ``Event`` message. Messages and checksum come from the package ``tensorboard``, which needs neither
 TensorFlow nor PyTorch for them; the C checksum of ``google-crc32c`` is taken where it is installed.
 
-A number is written as ``simple_value``, one event per log record with a value per metric. Of the two encodings that is
-the one every reader shows: TensorBoard and its data server turn it into the newer tensor form while they load,
-``EventAccumulator.Scalars`` and the readers built on it know nothing else.
+A number is written as ``simple_value``, one event per log record with a value per metric; images, histograms and sounds
+likewise in the older of the two encodings. That is the one every reader shows: TensorBoard and its data server turn it
+into the newer tensor form while they load, ``EventAccumulator.Scalars`` and the readers built on it know nothing else.
 
 **Invariants**: bytes depend on the arguments alone: no clock, no random name.
 """
@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from milepost.core.errors import MissingDependencyError
 from milepost.core.events import Number
+from milepost.trackers.media_files import Histogram, Picture, Sound
 
 __all__ = ["EventEncoder"]
 
@@ -36,7 +37,7 @@ class EventEncoder:
 
     def __init__(self) -> None:
         try:
-            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.compat.proto import event_pb2, graph_pb2, histogram_pb2, summary_pb2
             from tensorboard.plugins.hparams import metadata, plugin_data_pb2, summary_v2
             from tensorboard.plugins.text.summary_v2 import text_pb
         except ImportError as error:
@@ -46,6 +47,9 @@ class EventEncoder:
         self._messages = event_pb2
         self._summary = summary_pb2.Summary
         self._value = summary_pb2.Summary.Value
+        self._histogram = histogram_pb2.HistogramProto
+        self._graph = graph_pb2.GraphDef
+        self._undecodable: type[Exception] = import_module("google.protobuf.message").DecodeError
         self._text_summary = text_pb
         self._hyperparameter_summary = summary_v2.hparams_pb
         self._hyperparameter_metadata = metadata
@@ -63,9 +67,61 @@ class EventEncoder:
         summary = self._summary(value=[make(tag=name, simple_value=_float(value)) for name, value in values.items()])
         return self._event(seconds, step, summary=summary)
 
-    def text(self, seconds: float, step: int, name: str, text: str) -> bytes:
-        """A text, which TensorBoard renders as Markdown."""
-        return self._event(seconds, step, summary=self._text_summary(_unicode(name), _unicode(text)))
+    def text(self, seconds: float, step: int, name: str, text: str, *, first: bool = True) -> bytes:
+        """A text, which TensorBoard renders as Markdown; only the ``first`` of a name says that it is one."""
+        summary = self._text_summary(_unicode(name), _unicode(text))
+        if not first:
+            summary.value[0].ClearField("metadata")
+        return self._event(seconds, step, summary=summary)
+
+    def picture(self, seconds: float, step: int, name: str, picture: Picture) -> bytes:
+        """An image."""
+        image = self._summary.Image(
+            height=picture.height, width=picture.width, encoded_image_string=picture.png, colorspace=picture.channels
+        )
+        return self._event(seconds, step, summary=self._summary(value=[self._value(tag=_unicode(name), image=image)]))
+
+    def histogram(self, seconds: float, step: int, name: str, counted: Histogram) -> bytes:
+        """Counted values, without the empty bins at both ends.
+
+        The format has right edges only. Its readers put the smallest value for the left edge of the first bin and the
+        largest for the right edge of the last: where those two are empty, the data server draws them backwards.
+        """
+        filled = [place for place, count in enumerate(counted.counts) if count] or [0]
+        kept = slice(filled[0], filled[-1] + 1)
+        histo = self._histogram(
+            min=counted.smallest,
+            max=counted.largest,
+            num=counted.number,
+            sum=counted.total,
+            sum_squares=counted.total_of_squares,
+            bucket_limit=counted.edges[1:][kept],
+            bucket=counted.counts[kept],
+        )
+        return self._event(seconds, step, summary=self._summary(value=[self._value(tag=_unicode(name), histo=histo)]))
+
+    def sound(self, seconds: float, step: int, name: str, sound: Sound) -> bytes:
+        """A sound."""
+        audio = self._summary.Audio(
+            sample_rate=sound.rate,
+            num_channels=sound.channels,
+            length_frames=sound.frames,
+            encoded_audio_string=sound.wav,
+            content_type="audio/wav",
+        )
+        return self._event(seconds, step, summary=self._summary(value=[self._value(tag=_unicode(name), audio=audio)]))
+
+    def graph(self, seconds: float, definition: bytes) -> bytes:
+        """The model, as a serialized ``GraphDef``; a run shows its newest.
+
+        Raises:
+            ValueError: It is no ``GraphDef``.
+        """
+        try:
+            self._graph.FromString(definition)
+        except self._undecodable as error:
+            raise ValueError(f"it holds no graph ({error})") from None
+        return self._event(seconds, graph_def=definition)
 
     def hyperparameters(self, seconds: float, group: str, values: Mapping[str, Any]) -> bytes:
         """The row of this run in the table of hyperparameters; ``group`` names the row."""

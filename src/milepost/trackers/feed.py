@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from milepost.core.events import (
+    Alerted,
     BigIntegers,
     Deferred,
     Identified,
+    MediaAdded,
     Metrics,
     StatusChanged,
     Text,
@@ -100,6 +102,8 @@ class Feed:
             return None
         if isinstance(event, (Metrics, BigIntegers, Text)):
             return self._with_step(record, event, log)
+        if isinstance(event, (MediaAdded, Alerted)) and event.step is None:
+            return replace(record, event=replace(event, step=self._last_step))
         if isinstance(event, Deferred):
             return self._arrived(record, event, log)
         if isinstance(event, StatusChanged):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from milepost.core.events import Deferred, Event, Metrics, StatusChanged
+from milepost.core.events import Alerted, Deferred, Event, MediaAdded, Metrics, StatusChanged
 from milepost.trackers.feed import Feed
 from tests.unit.trackers.story import LOG, identified, metrics, record, source_of, told
 
@@ -104,3 +104,11 @@ def test_a_feed_made_from_a_position_goes_on_where_the_other_stopped():
     rest = _numbers(_again(feed, records))
     assert [step for step, _ in first + rest] == list(range(10))
     assert LOG.hex() in feed.position()["logs"]
+
+
+def test_media_and_alerts_without_a_step_stand_at_the_last_one_and_move_it_not():
+    added = MediaAdded(step=None, name="n", path="p", media_type="text/plain", size=1)
+    early = MediaAdded(step=2, name="n", path="p", media_type="text/plain", size=1)
+    events = [metrics(7, loss=1.0), added, Alerted(step=None, title="t"), early, metrics(None, loss=2.0)]
+    seen = [record.event for record in Feed(source_of(told(events)), {}).read(10)[0]]
+    assert [event.step for event in seen] == [7, 7, 7, 2, 7]  # type: ignore[union-attr]
