@@ -9,6 +9,7 @@ from typing import Any
 
 from milepost.cli.output import Cell, print_line, print_table
 from milepost.cli.views import (
+    AlertView,
     AttemptView,
     CheckpointView,
     CodeView,
@@ -22,6 +23,8 @@ from milepost.cli.words import age, count, number, size, state_word, styled_stat
 
 __all__ = ["print_checkpoints", "print_code", "print_run", "print_runs", "print_status"]
 
+_MOST_ALERTS = 20
+_ALERT_STYLES = {"info": "cyan", "warning": "yellow", "error": "red"}
 _PATCH_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
@@ -71,6 +74,9 @@ def print_status(view: StatusView) -> None:
     for run_id, notices in view.notices.items():
         for notice in notices:
             _print_notice(notice, f"{run_id}: ")
+    for run_id, alerts in view.alerts.items():
+        for alert in alerts:
+            _print_alert(alert, f"{run_id}: ")
 
 
 def print_runs(lines: Iterable[RunLine]) -> None:
@@ -133,6 +139,8 @@ def print_run(view: RunView) -> None:
         print_line((f"  {text}", "red"))
     for notice in view.notices:
         _print_notice(notice)
+    for alert in view.alerts[-_MOST_ALERTS:]:
+        _print_alert(alert)
     _print_attempts(view.attempts)
     _print_metrics(view.metrics)
     if view.checkpoints:
@@ -144,6 +152,7 @@ def print_run(view: RunView) -> None:
     _print_fields("DATA", view.dataset_info)
     _print_fields("ENVIRONMENT", {name: value for name, value in view.environment.items() if name != "packages"})
     _print_fields("FOLDERS", view.folders)
+    _print_fields("TRACKERS INSIDE THE TRAINING (seconds of processor time)", view.tracker_cpu_seconds)
 
 
 def print_code(view: CodeView) -> None:
@@ -164,6 +173,15 @@ def _print_notice(notice: NoticeView, prefix: str = "") -> None:
     print_line((f"! {prefix}{notice.source}: {notice.message}{since}", "yellow"))
     if notice.cure:
         print_line(f"  {notice.cure}")
+
+
+def _print_alert(alert: AlertView, prefix: str = "") -> None:
+    at = f" at step {count(alert.step)}" if alert.step is not None else ""
+    done = f" ({', '.join(alert.actions)})" if alert.actions else ""
+    style = _ALERT_STYLES.get(alert.level, "yellow")
+    print_line((f"! {prefix}{alert.level}{at}, {_ago(alert.time)}: {alert.title}{done}", style))
+    if alert.text:
+        print_line(f"  {alert.text}")
 
 
 def _print_attempts(attempts: Sequence[AttemptView]) -> None:

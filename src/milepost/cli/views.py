@@ -7,7 +7,7 @@ program can never be told different things; their field names are the stable key
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from milepost.checkpoint.catalog import scan as scan_checkpoints
@@ -19,8 +19,10 @@ from milepost.runs.history import Attempt
 from milepost.runs.listed import best_of
 from milepost.runs.scan import read_log_files, scan, writer_of
 from milepost.runs.store import RunReader, Store
+from milepost.runs.told import LoggedAlert
 
 __all__ = [
+    "AlertView",
     "AttemptView",
     "CheckpointView",
     "CodeView",
@@ -88,12 +90,13 @@ class RunLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView:
-    """What runs here. ``notices``: by run id, what is wrong with those that are going."""
+    """What runs here. By run id, of those that are going: ``notices``, what is wrong, and ``alerts``, the last few."""
 
     folder: str
     going: tuple[RunLine, ...]
     newest: RunLine | None
     notices: Mapping[str, tuple[NoticeView, ...]]
+    alerts: Mapping[str, tuple[AlertView, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +140,19 @@ class NoticeView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlertView:
+    """What a person was asked to look at. ``rule``: which rule found it; empty if the training itself asked."""
+
+    time: float
+    step: int | None
+    level: str
+    title: str
+    text: str
+    rule: str
+    actions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
     """Everything that is shown of one run."""
 
@@ -147,6 +163,7 @@ class RunView:
     notes: str
     traceback: str
     notices: tuple[NoticeView, ...]
+    alerts: tuple[AlertView, ...]
     attempts: tuple[AttemptView, ...]
     metrics: tuple[MetricView, ...]
     checkpoints: tuple[CheckpointView, ...]
@@ -156,6 +173,7 @@ class RunView:
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
     folders: Mapping[str, Any]
+    tracker_cpu_seconds: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +225,18 @@ def status_view(store: Store) -> StatusView:
         going=tuple(line for _, line in going),
         newest=lines[0] if lines else None,
         notices={run.id: found for run, _ in going if (found := _of_companion(run))},
+        alerts={run.id: found for run, _ in going if (found := _at_a_glance(run))},
     )
+
+
+def _at_a_glance(run: RunReader) -> tuple[AlertView, ...]:
+    """The last alerts by ``metadata.json``, for the same reason."""
+    told = [one for one in run.metadata.get("alerts") or () if isinstance(one, Mapping)]
+    return tuple(AlertView(**{field.name: one.get(field.name) for field in fields(AlertView)}) for one in told)
+
+
+def _alert_view(alert: LoggedAlert) -> AlertView:
+    return AlertView(**{field.name: getattr(alert, field.name) for field in fields(AlertView)})
 
 
 def _of_companion(run: RunReader) -> tuple[NoticeView, ...]:
@@ -273,6 +302,7 @@ def run_view(run: RunReader) -> RunView:
         notes=str(facts.get("notes") or ""),
         traceback=run.state.traceback,
         notices=tuple(map(_notice_view, run.notices)),
+        alerts=tuple(map(_alert_view, run.alerts)),
         attempts=tuple(map(_attempt_view, run.attempts)),
         metrics=tuple(_metric_view(name, run.summarize(name)) for name in run.metrics()),
         checkpoints=tuple(checkpoint_views(run)),
@@ -281,6 +311,7 @@ def run_view(run: RunReader) -> RunView:
         dataset_info=_mapping(facts.get("dataset_info")),
         summary=run.summary,
         environment=_mapping(facts.get("environment")),
+        tracker_cpu_seconds=_mapping(facts.get("tracker_cpu_seconds")),
         folders={
             "experiment": run.layout.experiment,
             "log": run.layout.log,
