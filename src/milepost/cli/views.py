@@ -7,7 +7,7 @@ program can never be told different things; their field names are the stable key
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from milepost.checkpoint.catalog import scan as scan_checkpoints
@@ -232,11 +232,13 @@ def status_view(store: Store) -> StatusView:
 def _at_a_glance(run: RunReader) -> tuple[AlertView, ...]:
     """The last alerts by ``metadata.json``, for the same reason."""
     told = [one for one in run.metadata.get("alerts") or () if isinstance(one, Mapping)]
-    return tuple(AlertView(**{field.name: one.get(field.name) for field in fields(AlertView)}) for one in told)
+    names = [field.name for field in fields(AlertView)]
+    plain: list[dict[str, Any]] = [{name: one.get(name) for name in names} for one in told]
+    return tuple(AlertView(**one) for one in plain)
 
 
 def _alert_view(alert: LoggedAlert) -> AlertView:
-    return AlertView(**{field.name: getattr(alert, field.name) for field in fields(AlertView)})
+    return AlertView(**asdict(alert))
 
 
 def _of_companion(run: RunReader) -> tuple[NoticeView, ...]:

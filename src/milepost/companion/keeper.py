@@ -13,11 +13,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from milepost.core.events import Described, Line, Metrics, StatusChanged
+from milepost.core.events import Alerted, Described, Line, Metrics, StatusChanged
 from milepost.runs.console import append_console_log
 from milepost.runs.layout import RunLayout
 from milepost.runs.metadata import read_metadata, write_metadata
 from milepost.runs.scan import LoggedRecord
+from milepost.runs.told import LoggedAlert, newest_alerts
 from milepost.trackers.protocol import RunDescription
 
 __all__ = ["RecordKeeper"]
@@ -49,6 +50,7 @@ class RecordKeeper:
         """Take a batch."""
         lines: list[tuple[float, Line]] = []
         changed: dict[str, Any] = {}
+        alerts: list[LoggedAlert] = []
         for record in records:
             match record.event:
                 case Line() as line:
@@ -57,14 +59,19 @@ class RecordKeeper:
                     changed |= fields
                 case StatusChanged(status=status):
                     changed["status"] = status
+                case Alerted() as alerted:
+                    alerts.append(LoggedAlert.of(alerted, record.wall_ns / 1e9))
                 case Metrics(rejected=rejected) if rejected:
                     self._tell_rejected(rejected)
                 case _:
                     pass
         if lines:
             self._length = append_console_log(self._layout.console, lines)
-        if changed:
-            write_metadata(self._layout, read_metadata(self._layout) | changed)
+        if changed or alerts:
+            known = read_metadata(self._layout)
+            if alerts:
+                changed["alerts"] = newest_alerts(alerts, before=known.get("alerts") or ())
+            write_metadata(self._layout, known | changed)
 
     def _tell_rejected(self, rejected: Mapping[str, str]) -> None:
         for name, kind in rejected.items():

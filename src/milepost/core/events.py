@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 __all__ = [
+    "AlertLevel",
     "Alerted",
     "BigIntegers",
     "CheckpointChanged",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 Number = int | float | bool
+
+#: How much an alert should alarm.
+AlertLevel = Literal["info", "warning", "error"]
 
 #: The states of a run. ``unsure`` is never written: readers derive it where the heartbeat of another host is late.
 RunStatus = Literal["running", "paused", "completed", "failed", "stopped", "killed", "preempted", "unsure"]
@@ -69,7 +73,8 @@ class MediaAdded:
 
     ``form`` says what was logged: ``"file"``, ``"text"``, ``"image"``, ``"histogram"``, ``"table"``, ``"figure"``,
     ``"audio"``, ``"html"``, ``"graph"``. ``facts`` holds what a viewer wants to know before it opens the file (width,
-    height, sample rate, rows and columns, an index within one call).
+    height, sample rate, rows and columns, an index within one call). ``source`` is that of the :class:`MediaStaged` it
+    was made from: what was logged counts as of that record.
     """
 
     kind: ClassVar[int] = 3
@@ -81,6 +86,7 @@ class MediaAdded:
     form: str = "file"
     caption: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,15 +256,18 @@ class Alerted:
     """A person should look: the training said so (``run.alert``), or a rule on its metrics did.
 
     ``rule`` is the rule's description, empty for an alert of the user's own. ``actions`` says what was done about it.
+    ``cause`` names the record that a rule judged (log id and sequence number): with rule and title, it makes an alert of
+    a companion that was replaced known again.
     """
 
     kind: ClassVar[int] = 17
     step: int | None
     title: str
     text: str = ""
-    level: Literal["info", "warning", "error"] = "warning"
+    level: AlertLevel = "warning"
     rule: str = ""
     actions: list[str] = field(default_factory=list)
+    cause: str = ""
 
 
 Event = (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from milepost.core.config import ExperimentConfig
 from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
+from milepost.run.alerting import GivesAlerts
 from milepost.run.logging_media import LogsMedia
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["DisabledRun"]
 
 
-class DisabledRun(LogsMedia):
+class DisabledRun(LogsMedia, GivesAlerts):
     """A run that records nothing, saves nothing and never asks to stop."""
 
     id = "disabled"

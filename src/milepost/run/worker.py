@@ -7,13 +7,16 @@ parent.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from milepost.core.errors import StorageError
 from milepost.core.events import Event
 from milepost.core.saying import say
 from milepost.io.locks import OwnedLock
+from milepost.run.alerting import GivesAlerts
 from milepost.run.logging_media import LogsMedia
 from milepost.run.media import MediaDesk
 from milepost.runs.layout import RunLayout
@@ -23,7 +26,7 @@ from milepost.runs.segment import new_log_id
 __all__ = ["WorkerRun"]
 
 
-class WorkerRun(LogsMedia):
+class WorkerRun(LogsMedia, GivesAlerts):
     """A run as a child process sees it; its log is opened when it is first used."""
 
     def __init__(self, layout: RunLayout, attempt: int, rank: int) -> None:
@@ -33,6 +36,7 @@ class WorkerRun(LogsMedia):
         self._attempt = attempt
         self._rank = rank
         self._log: DirectLog | None = None
+        self._media: MediaDesk | None = None
         self._lock: OwnedLock | None = None
         self._pid = os.getpid()
 
@@ -48,12 +52,24 @@ class WorkerRun(LogsMedia):
     @property
     def media_desk(self) -> MediaDesk | None:
         """Where things to look at are handed over."""
-        return MediaDesk(
-            self._layout.media,
-            append=self.append,
-            last_step=lambda: self._opened().last_step,
-            notice=lambda message, cure: say(message, cure=cure),
-        )
+        if self._media is None:
+            self._media = MediaDesk(
+                self._layout,
+                self._rank,
+                append=self.append,
+                last_step=lambda: self._opened().last_step,
+                notice=lambda message, cure: say(message, cure=cure),
+                make_durable=self.make_durable,
+            )
+        return self._media
+
+    def make_durable(self, deadline: float) -> bool:  # noqa: ARG002 - one sync of a small file is not interrupted
+        """Sync the log; whether the disk took it."""
+        if self._log is not None:
+            with contextlib.suppress(StorageError):
+                self._log.sync()
+                return True
+        return self._log is None
 
     def append(self, event: Event, *, step: int | None = None) -> int:
         """Append any other record."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from milepost.core.events import MediaAdded, Noticed, StatusChanged
 from milepost.runs.scan import Damage
 from milepost.runs.series import Points, Rewind, Series
-from milepost.runs.told import Attempt, LoggedLine, LoggedText
+from milepost.runs.told import Attempt, LoggedAlert, LoggedLine, LoggedText
 
 __all__ = ["Attempt", "LoggedLine", "LoggedText", "RunHistory"]
 
@@ -36,6 +36,7 @@ class RunHistory:
         lines: The console.
         texts: Logged texts.
         media: Logged files.
+        alerts: What a person was asked to look at.
         lost: Records that could not be kept.
         damage: What could not be read.
         points: Columns by rank and metric, superseded points included; :meth:`series` cuts them.
@@ -51,6 +52,7 @@ class RunHistory:
     lines: list[LoggedLine] = field(default_factory=list)
     texts: list[LoggedText] = field(default_factory=list)
     media: list[MediaAdded] = field(default_factory=list)
+    alerts: list[LoggedAlert] = field(default_factory=list)
     lost: int = 0
     damage: list[Damage] = field(default_factory=list)
     points: dict[tuple[int, str], Points] = field(default_factory=dict)

@@ -26,7 +26,7 @@ from milepost.runs.layout import RunLayout
 from milepost.runs.metadata import as_json, read_metadata, write_metadata
 from milepost.runs.series import Series
 from milepost.runs.telling import read_history
-from milepost.runs.told import Attempt
+from milepost.runs.told import Attempt, newest_alerts
 
 __all__ = [
     "fold_metadata",
@@ -66,6 +66,8 @@ def fold_metadata(history: RunHistory) -> dict[str, Any]:
     code = fields.get("code")
     if isinstance(code, Mapping):
         fields["git_commit"] = code.get("commit")
+    if history.alerts:
+        fields["alerts"] = newest_alerts(history.alerts)
     fields["attempts"] = [_plain_attempt(attempt) for attempt in history.attempts]
     return fields
 

@@ -26,7 +26,7 @@ from milepost.runs.projections import summarize
 from milepost.runs.series import Series
 from milepost.runs.state import RunState, run_state
 from milepost.runs.telling import read_history
-from milepost.runs.told import Attempt, LoggedLine, LoggedText
+from milepost.runs.told import Attempt, LoggedAlert, LoggedLine, LoggedText
 
 __all__ = ["RunReader", "Store", "open"]
 
@@ -135,6 +135,11 @@ class RunReader:
     def texts(self) -> list[LoggedText]:
         """What was logged with ``log_text``."""
         return self.history.texts
+
+    @property
+    def alerts(self) -> list[LoggedAlert]:
+        """What a person was asked to look at, by the training itself or by a rule."""
+        return self.history.alerts
 
     @property
     def notices(self) -> list[Noticed]:

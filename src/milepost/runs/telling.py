@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from milepost.core.events import (
+    Alerted,
     BigIntegers,
     CheckpointChanged,
     Deferred,
@@ -35,7 +36,7 @@ from milepost.runs.history import RunHistory
 from milepost.runs.layout import RunLayout
 from milepost.runs.scan import LoggedRecord, RunLogFiles, read_log_files, scan, writer_of
 from milepost.runs.series import Points, Rewind
-from milepost.runs.told import Attempt, LoggedLine, LoggedText
+from milepost.runs.told import Attempt, LoggedAlert, LoggedLine, LoggedText
 
 __all__ = ["read_history"]
 
@@ -223,7 +224,7 @@ class _Fold:
                 history.fields.update(event.fields)
             case StatusChanged():
                 self._attempts.state(writer, event, when)
-            case Line() | Text() | MediaAdded():
+            case Line() | Text() | MediaAdded() | Alerted():
                 self._content(event, when)
             case CheckpointChanged():
                 self._checkpoint(event)
@@ -238,7 +239,7 @@ class _Fold:
             case _:
                 pass
 
-    def _content(self, event: Line | Text | MediaAdded, when: float) -> None:
+    def _content(self, event: Line | Text | MediaAdded | Alerted, when: float) -> None:
         match event:
             case Line(stream=stream, text=text):
                 self._history.lines.append(LoggedLine(time=when, stream=stream, text=text))
@@ -246,6 +247,8 @@ class _Fold:
                 self._history.texts.append(LoggedText(time=when, step=step, name=name, text=text))
             case MediaAdded():
                 self._history.media.append(event)
+            case Alerted():
+                self._history.alerts.append(LoggedAlert.of(event, when))
 
     def _checkpoint(self, event: CheckpointChanged) -> None:
         checkpoints = self._history.checkpoints

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-__all__ = ["Attempt", "LoggedLine", "LoggedText"]
+from milepost.core.events import Alerted, AlertLevel
+
+__all__ = ["Attempt", "LoggedAlert", "LoggedLine", "LoggedText", "newest_alerts"]
+
+_ALERTS_AT_A_GLANCE = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,3 +60,50 @@ class LoggedText:
     step: int | None
     name: str
     text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedAlert:
+    """What a person was asked to look at.
+
+    Attributes:
+        time: Seconds since 1970.
+        step: At which step.
+        title: What happened.
+        text: More about it.
+        level: How much it should alarm.
+        rule: The rule that found it, as one writes it; empty if the training itself called ``alert``.
+        actions: What was done about it, in words.
+    """
+
+    time: float
+    step: int | None
+    title: str
+    text: str = ""
+    level: AlertLevel = "warning"
+    rule: str = ""
+    actions: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, event: Alerted, time: float) -> LoggedAlert:
+        """The alert that ``event`` recorded."""
+        return cls(
+            time=time,
+            step=event.step,
+            title=event.title,
+            text=event.text,
+            level=event.level,
+            rule=event.rule,
+            actions=tuple(event.actions),
+        )
+
+
+def newest_alerts(alerts: Sequence[LoggedAlert], *, before: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The last few alerts as ``metadata.json`` holds them, for whoever looks at many runs at once.
+
+    Args:
+        alerts: In the order in which they were given.
+        before: What the file held; one that is told again stands there once.
+    """
+    told = [*before, *(asdict(alert) | {"actions": list(alert.actions)} for alert in alerts)]
+    return [one for number, one in enumerate(told) if one not in told[:number]][-_ALERTS_AT_A_GLANCE:]

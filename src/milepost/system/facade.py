@@ -13,6 +13,7 @@ from milepost.core.config import ExperimentConfig
 from milepost.core.errors import InvalidCallError
 from milepost.core.records import LoadReport, ResumePoint
 from milepost.run import DisabledRun, Run
+from milepost.run.alerting import GivesAlerts
 from milepost.run.logging_media import LogsMedia
 from milepost.run.media import MediaDesk
 from milepost.system.tracker import ExperimentTracker
@@ -91,7 +92,7 @@ def _notebook_tracker(config: ExperimentConfig) -> ExperimentTracker:
     return tracker
 
 
-class ExperimentTrackingSystem(LogsMedia):
+class ExperimentTrackingSystem(LogsMedia, GivesAlerts):
     """Tracks experiments and checkpoints models.
 
     Attributes:
