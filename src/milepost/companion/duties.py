@@ -27,6 +27,7 @@ from milepost.checkpoint.catalog import mark_verified, refresh, scan
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule, newest_first
 from milepost.companion.guests import describe_run, make_followers
+from milepost.companion.media_encoder import MediaEncoder
 from milepost.companion.messages import FromCompanion, Hello, Saved, SaveFailed, SaveOver, Told
 from milepost.companion.saver import Saver
 from milepost.core.errors import MilepostError
@@ -45,6 +46,7 @@ from milepost.trackers.follower import Follower
 __all__ = ["Duties"]
 
 _LONGEST_FOR_OWN_FILES = 10.0
+_SHARE_OF_MEDIA = 0.7
 _IN_A_CONTAINER = Noticed(
     source="checkpoint",
     topic="container",
@@ -104,10 +106,13 @@ class Duties:
             self._keeper, self._guests = make_followers(
                 self.layout, hello.settings, run, self.notice, self._tell, may_feed
             )
+        # Where nobody works on the run, what every rank left is taken.
+        self._encoder = MediaEncoder(self.layout, None if role == "doctor" else hello.rank, self, may_work=may_feed)
         self._capturing: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to follow the log, and capture what this attempt runs in."""
+        self._encoder.start()
         for follower in self._followers():
             follower.start()
         if self._hello.rank == 0 and self._hello.launch == 1 and self._hello.facts:
@@ -119,10 +124,19 @@ class Duties:
 
     # ---------------------------------------------------------------- recording
 
-    def record(self, event: Event, step: int | None = None) -> None:
-        """Append to our own log."""
+    def record(self, event: Event, step: int | None = None) -> int:
+        """Append to our own log; the place of the record."""
         with self._lock:
-            self._log.append(event, step=step)
+            return self._log.append(event, step=step)
+
+    def sync(self) -> None:
+        """Bring our own log to the disk.
+
+        Raises:
+            StorageError: It refuses.
+        """
+        with self._lock:
+            self._log.sync()
 
     def notice(self, noticed: Noticed) -> None:
         """Record that something went wrong, or is mended, and say it once."""
@@ -224,6 +238,7 @@ class Duties:
         self._let_the_last_load_alone()
         if self._capturing is not None:
             self._capturing.join(max(0.1, min(5.0, deadline - time.monotonic())))
+        left = self._encode_the_rest(deadline, waiting)
         for follower in self._followers():
             follower.hurry()
         if self._keeper is not None:
@@ -235,7 +250,17 @@ class Duties:
             while time.monotonic() < deadline and not guest.join(0.5):
                 waiting(guest.name)
         # A parked guest has said why; what is left of the others must be named.
-        return [guest.name for guest in self._guests if not guest.finish(deadline) and guest.state.phase != "parked"]
+        unfinished = [guest for guest in self._guests if not guest.finish(deadline) and guest.state.phase != "parked"]
+        return left + [guest.name for guest in unfinished]
+
+    def _encode_the_rest(self, deadline: float, waiting: Callable[[str], None]) -> list[str]:
+        """Guests want to hear of every media file, and keep a share of the time for themselves."""
+        now = time.monotonic()
+        until = now + (deadline - now) * _SHARE_OF_MEDIA
+        self._encoder.hurry()
+        while time.monotonic() < until and not self._encoder.join(0.5):
+            waiting(self._encoder.name)
+        return [] if self._encoder.finish(until) else ["logged media that are not encoded"]
 
     def _let_the_last_load_alone(self) -> None:
         """The newest checkpoint of a run that is over is the one that goes elsewhere: without its keyframe."""

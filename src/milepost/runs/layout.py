@@ -126,6 +126,11 @@ class RunLayout:
         return self.experiment / "media"
 
     @property
+    def staged_media(self) -> Path:
+        """What was handed over to be looked at, as raw data; its encoded file comes to lie in ``media``."""
+        return self.media / ".staged"
+
+    @property
     def code(self) -> Path:
         """Folder of the difference to the commit, and of files outside it."""
         return self.experiment / "code"
