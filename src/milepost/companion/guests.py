@@ -43,6 +43,9 @@ def describe_run(layout: RunLayout, hello: Hello) -> RunDescription:
         folder=layout.tensorboard or Path(layout.experiment),
         media=layout.media,
         project=hello.settings.get("wandb_project"),
+        artifacts=hello.settings.get("wandb_artifacts", "best"),
+        best_metric=hello.settings.get("best_metric"),
+        best_mode=hello.settings.get("best_mode", "min"),
     )
 
 

@@ -68,6 +68,8 @@ class ExperimentConfig:
             next call of ``save_checkpoint`` (``"raise"``).
         trackers: Further guests: names that installed packages offer (entry points ``milepost.trackers``), or objects
             with the methods of :class:`milepost.trackers.protocol.Tracker`, which work in a thread of the training.
+        wandb_artifacts: ``"best"``: the weights of the best, the last and pinned checkpoints go to W&B, the others by
+            reference. ``"references"``: no weights. ``"none"``: nothing of checkpoints.
         mlflow_uri: Where MLflow keeps runs (``"sqlite:///mlflow.db"``, ``"http://host:5000"``); None switches it off.
         hooks: Objects with any of the methods ``run_started``, ``checkpoint_committed``, ``alerted``, ``run_ended``.
         rules: What to watch the metrics for, from :mod:`milepost.rules`.
@@ -111,6 +113,7 @@ class ExperimentConfig:
     stop_before_limit: float | None = None
     on_save_error: Literal["warn", "raise"] = "warn"
     trackers: tuple[Any, ...] = ()
+    wandb_artifacts: Literal["best", "references", "none"] = "best"
     mlflow_uri: str | None = None
     hooks: tuple[Any, ...] = ()
     rules: tuple[Any, ...] = ()
@@ -149,6 +152,7 @@ class ExperimentConfig:
             ("snapshot", ("copy", "overlap")),
             ("staging", ("memory", "spool")),
             ("include", ("all", "trainable")),
+            ("wandb_artifacts", ("best", "references", "none")),
         ):
             value = getattr(self, name)
             if type(value) not in {str, bool} or value not in choices:

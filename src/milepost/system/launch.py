@@ -62,7 +62,7 @@ _LONGEST_CRITICAL_SECTION = 60.0
 _FOR_THE_COMPANION = (
     *("wandb_project", "tensorboard_dir", "capture_code", "exit_timeout", "backup_dir"),
     *("max_checkpoints", "best_metric", "best_mode", "keep_best", "keep_every_steps", "keep_every_minutes"),
-    *("max_disk", "weights_only_after", "staging", "mlflow_uri", "system_metrics_every"),
+    *("max_disk", "weights_only_after", "staging", "mlflow_uri", "system_metrics_every", "wandb_artifacts"),
 )
 
 

@@ -32,6 +32,7 @@ class RunDescription:
         folder: Where this guest may keep files of its own; made by the guest.
         media: The folder that paths of :class:`milepost.core.events.MediaAdded` are relative to.
         project: The project at Weights & Biases, None for guests without projects.
+        artifacts: ``wandb_artifacts`` of the settings, as ``best_metric`` and ``best_mode`` are.
     """
 
     id: str
@@ -50,6 +51,9 @@ class RunDescription:
     folder: Path = Path()
     media: Path = Path()
     project: str | None = None
+    artifacts: str = "best"
+    best_metric: str | None = None
+    best_mode: str = "min"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
