@@ -13,7 +13,7 @@ import contextlib
 import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from milepost.core.records import CheckpointInfo
 from milepost.io.locks import is_held
 from milepost.runs.layout import RunLayout
 from milepost.runs.metadata import read_metadata
+from milepost.runs.staged import staged_names, torn_media
 from milepost.runs.state import RunState, run_state
 from milepost.runs.store import Store
 from milepost.trackers.cursor import load_cursor
@@ -93,14 +94,17 @@ def _examine_run(
     died = state.source == "lock"  # nobody wrote it down: it was derived from a lock that nobody holds
     missing = [path.name for path in (layout.summary, layout.metrics_json) if not path.exists()]
     locks = [path for kind in ("*.lock", "*.companion") for path in layout.log.glob(kind) if not is_held(path)]
+    staged = staged_names(layout.staged_media)
     if died:
         found(_finding(layout, f"died at step {state.last_step}, nobody recorded it", "recorded as killed", dry_run))
     if missing:
         found(_finding(layout, f"{' and '.join(missing)} not written", "written from the log", dry_run))
     can_take = [guest for guest in unfinished if not _is_absent(guest)]
     told = []
-    if not dry_run and (died or missing or can_take or recovered):
+    if not dry_run and (died or missing or can_take or recovered or staged):
         told = _finish(layout, state, recovered, died=died)
+    for finding in _of_media(layout, len(staged), told, dry_run=dry_run):
+        found(finding)
     for guest in unfinished:
         found(_of_guest(layout, guest, told, dry_run=dry_run))
     if locks:
@@ -112,6 +116,22 @@ def _examine_run(
 
 def _finding(layout: RunLayout, what: str, done: str, dry_run: bool) -> Finding:
     return Finding(run=layout.experiment_id, what=what, done="" if dry_run else done)
+
+
+def _of_media(layout: RunLayout, staged: int, told: list[str], *, dry_run: bool) -> Iterator[Finding]:
+    """What became of media that no companion had the time to encode, and of files cut short by the death of one."""
+    if staged:
+        what = f"{staged} logged media not encoded"
+        finding = _finding(layout, what, "encoded", dry_run)
+        if not dry_run and staged_names(layout.staged_media):
+            said = next((text for text in told if "media" in text), "there was no time for all of them")
+            finding = Finding(run=layout.experiment_id, what=what, cure=f"{said}; then `milepost doctor` again")
+        yield finding
+    torn = torn_media(layout)
+    if torn:
+        for path in torn if not dry_run else []:
+            path.unlink(missing_ok=True)
+        yield _finding(layout, f"{len(torn)} half-written media files of dead processes", "removed", dry_run)
 
 
 def _of_guest(layout: RunLayout, guest: str, told: list[str], *, dry_run: bool) -> Finding:

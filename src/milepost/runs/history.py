@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from milepost.core.events import MediaAdded, Noticed, StatusChanged
+from milepost.core.events import Noticed, StatusChanged
+from milepost.runs.logged_media import MediaLog
 from milepost.runs.scan import Damage
 from milepost.runs.series import Points, Rewind, Series
+from milepost.runs.system_samples import SystemSamples
 from milepost.runs.told import Attempt, LoggedAlert, LoggedLine, LoggedText
 
 __all__ = ["Attempt", "LoggedLine", "LoggedText", "RunHistory"]
@@ -35,7 +37,8 @@ class RunHistory:
         notices: What is wrong and not cured.
         lines: The console.
         texts: Logged texts.
-        media: Logged files.
+        media: Files to look at.
+        samples: What machine and processes used.
         alerts: What a person was asked to look at.
         lost: Records that could not be kept.
         damage: What could not be read.
@@ -51,7 +54,8 @@ class RunHistory:
     notices: list[Noticed] = field(default_factory=list)
     lines: list[LoggedLine] = field(default_factory=list)
     texts: list[LoggedText] = field(default_factory=list)
-    media: list[MediaAdded] = field(default_factory=list)
+    media: MediaLog = field(default_factory=MediaLog)
+    samples: SystemSamples = field(default_factory=SystemSamples)
     alerts: list[LoggedAlert] = field(default_factory=list)
     lost: int = 0
     damage: list[Damage] = field(default_factory=list)
@@ -77,6 +81,11 @@ class RunHistory:
         points = self.points.get((rank, metric), Points())
         hidden = points.superseded(self.rewinds, self.attempt_of_log)
         return points.series(hidden if superseded else ~hidden)
+
+    def system_series(self, name: str, rank: int = 0) -> Series:
+        """Samples of what ``rank`` and its machine used, by time; empty if there is none of that name."""
+        logged = [points for (of_rank, _), points in self.points.items() if of_rank == rank]
+        return self.samples.series(name, rank, logged)
 
     @property
     def lost_steps(self) -> int:

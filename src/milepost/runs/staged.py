@@ -26,8 +26,9 @@ from typing import Any
 
 from milepost.core.errors import CorruptDataError
 from milepost.core.names import safe_name
+from milepost.runs.layout import RunLayout
 
-__all__ = ["Staged", "read_staged", "staged_by", "staged_names", "target_stem", "write_staged"]
+__all__ = ["Staged", "read_staged", "staged_by", "staged_names", "target_stem", "torn_media", "write_staged"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -104,6 +105,11 @@ def staged_names(folder: Path) -> list[str]:
         )
     except OSError:
         return []
+
+
+def torn_media(layout: RunLayout) -> list[Path]:
+    """Files that a process was writing below ``media`` when it died; only for a run that nobody works on."""
+    return [*layout.staged_media.glob(".*"), *layout.media.glob(".*.tmp")]
 
 
 def staged_by(name: str) -> int:

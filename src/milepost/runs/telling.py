@@ -24,16 +24,19 @@ from milepost.core.events import (
     Line,
     Lost,
     MediaAdded,
+    MediaStaged,
     Metrics,
     Noticed,
     Number,
     Rewound,
     StatusChanged,
+    SystemSampled,
     Text,
 )
 from milepost.runs.ending import STILL_GOING
 from milepost.runs.history import RunHistory
 from milepost.runs.layout import RunLayout
+from milepost.runs.logged_media import LoggedAt
 from milepost.runs.scan import LoggedRecord, RunLogFiles, read_log_files, scan, writer_of
 from milepost.runs.series import Points, Rewind
 from milepost.runs.told import Attempt, LoggedAlert, LoggedLine, LoggedText
@@ -224,8 +227,10 @@ class _Fold:
                 history.fields.update(event.fields)
             case StatusChanged():
                 self._attempts.state(writer, event, when)
-            case Line() | Text() | MediaAdded() | Alerted():
+            case Line() | Text() | Alerted():
                 self._content(event, when)
+            case MediaStaged() | MediaAdded() | SystemSampled():
+                self._beside_metrics(event, attempt, log, record, writer.rank)
             case CheckpointChanged():
                 self._checkpoint(event)
             case Noticed():
@@ -239,14 +244,24 @@ class _Fold:
             case _:
                 pass
 
-    def _content(self, event: Line | Text | MediaAdded | Alerted, when: float) -> None:
+    def _beside_metrics(
+        self, event: MediaStaged | MediaAdded | SystemSampled, attempt: int, log: int, record: LoggedRecord, rank: int
+    ) -> None:
+        at = LoggedAt(attempt=attempt, log=log, sequence=record.sequence, wall_ns=record.wall_ns, rank=rank)
+        match event:
+            case MediaStaged(source=source):
+                self._history.media.staged[source] = at
+            case MediaAdded():
+                self._history.media.added.append((event, at))
+            case SystemSampled(values=values):
+                self._history.samples.add(rank, record.wall_ns, values)
+
+    def _content(self, event: Line | Text | Alerted, when: float) -> None:
         match event:
             case Line(stream=stream, text=text):
                 self._history.lines.append(LoggedLine(time=when, stream=stream, text=text))
             case Text(step=step, name=name, text=text):
                 self._history.texts.append(LoggedText(time=when, step=step, name=name, text=text))
-            case MediaAdded():
-                self._history.media.append(event)
             case Alerted():
                 self._history.alerts.append(LoggedAlert.of(event, when))
 
@@ -256,6 +271,8 @@ class _Fold:
             checkpoints[event.filename] = dict(event.info)
         elif event.action == "verified" and event.filename in checkpoints:
             checkpoints[event.filename]["verified"] = True
+        elif event.action == "pinned" and event.filename in checkpoints:
+            checkpoints[event.filename]["pinned"] = True
         elif event.action == "removed":
             checkpoints.pop(event.filename, None)
 

@@ -19,6 +19,7 @@ from milepost.core.events import (
     Deferred,
     Identified,
     MediaAdded,
+    MediaStaged,
     Metrics,
     StatusChanged,
     Text,
@@ -98,8 +99,8 @@ class Feed:
             self._attempts[log] = event.attempt
             if event.role == "trainer":
                 self._begin_attempt(event.attempt)
-        if self._ranks.get(log, 0) > 0:
-            return None
+        if self._ranks.get(log, 0) > 0 or isinstance(event, MediaStaged):
+            return None  # a guest gets the encoded file, which is not there yet
         if isinstance(event, (Metrics, BigIntegers, Text)):
             return self._with_step(record, event, log)
         if isinstance(event, (MediaAdded, Alerted)) and event.step is None:

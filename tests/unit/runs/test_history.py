@@ -180,7 +180,7 @@ def test_the_last_word_counts_for_descriptions_checkpoints_and_notices(layout, d
     assert [notice.message for notice in history.notices] == ["authentication failed"]
     assert [line.text for line in history.lines] == ["hello"]
     assert [(text.step, text.name) for text in history.texts] == [(3, "sample")]
-    assert [media.path for media in history.media] == ["plot.png"]
+    assert [added.path for added, _ in history.media.added] == ["plot.png"]
     assert history.lost == 7
 
 
