@@ -138,8 +138,8 @@ class ModelArtifacts:
         # Not copied: neither beside the other uploads, nor into W&B's cache.
         artifact.add_file(str(weights), policy="immutable", skip_cache=True)
         artifact.add_file(str(manifest), policy="immutable", skip_cache=True)
-        self._run.log_artifact(artifact, aliases=["latest", f"step-{info['step']}", *aliases])
-        self._uploads.append((artifact, folder))
+        upload = self._run.log_artifact(artifact, aliases=["latest", f"step-{info['step']}", *aliases])
+        self._uploads.append((upload, folder))
         self._sent = info["filename"] if "best" in aliases else self._sent
 
     def _staging(self) -> Path:
@@ -163,13 +163,13 @@ class ModelArtifacts:
 
     def _uploads_under_way(self) -> int:
         waiting = []
-        for artifact, folder in self._uploads:
+        for upload, folder in self._uploads:
             try:
-                artifact.wait(timeout=0)
+                upload.wait(timeout=0)
             except ValueError as error:  # W&B refused it: that is over too
                 _log.debug("an artifact was not taken", exc_info=error)
             except self._wandb.Error:  # not done, or W&B cannot be asked now
-                waiting.append((artifact, folder))
+                waiting.append((upload, folder))
                 continue
             shutil.rmtree(folder, ignore_errors=True)
         self._uploads = waiting

@@ -16,24 +16,21 @@ from typing import Any
 import psutil
 import pytest
 
-from milepost.core.events import BigIntegers, CheckpointChanged, Event, Metrics, Noticed, StatusChanged
+from milepost.core.events import BigIntegers, Metrics, Noticed, StatusChanged
 from milepost.runs.scan import LoggedRecord
 from milepost.trackers.protocol import RunDescription
 from milepost.trackers.wandb import WandbTracker
+from milepost.trackers.wandb_login import has_login
 from tests.unit.trackers import wandb_file
-from tests.unit.trackers.story import STARTED, follower, identified, metrics, record, told, training
+from tests.unit.trackers.story import STARTED, follower, metrics, record, told, training
 
 wandb = pytest.importorskip("wandb")
 
 
 @pytest.fixture(autouse=True)
 def _no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    yield
-    wandb.teardown()
+    with wandb_file.no_login(tmp_path, monkeypatch):
+        yield
 
 
 def _run(folder: Path, **fields: Any) -> RunDescription:
@@ -172,9 +169,7 @@ def test_a_login_is_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     else:
         (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {'x' * 40}\n")
-    tracker = WandbTracker()
-    tracker._wandb = wandb
-    assert tracker._logged_in()
+    assert has_login(wandb.Settings())
 
 
 def test_a_login_that_is_refused_is_said_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -232,25 +227,11 @@ def test_a_row_that_is_told_twice_has_the_same_step_twice(tmp_path: Path):
     assert {row["_step"] for row in _rows(tmp_path)} == set(range(10))
 
 
-def test_a_checkpoint_becomes_a_version_of_a_model_by_reference(tmp_path: Path):
-    path = tmp_path / "checkpoint_5.milepost"
-    path.write_bytes(b"weights")
-    info = {"step": 5, "epoch": 1, "metrics": {"loss": 0.5}, "path": str(path), "is_best": True}
-    committed = CheckpointChanged(step=5, action="committed", filename=path.name, info=info)
-    removed_since = CheckpointChanged(step=4, action="committed", filename="x", info=info | {"path": "/gone/x"})
-    events: list[Event] = [identified(), removed_since, committed, StatusChanged(status="completed")]
-    _deliver(tmp_path, told(events))
-    artifact = _only(tmp_path, "artifact")
-    assert (artifact.type, artifact.name) == ("model", "exp_20260101-000000-checkpoint")
-    assert set(artifact.aliases) == {"latest", "step-5", "best"}
-    assert json.loads(artifact.metadata)["metrics"] == {"loss": 0.5}
-    assert artifact.manifest.contents[0].ref == f"file://{path}"
-
-
 _FOLLOWS = """
 import sys, time
 from pathlib import Path
 from milepost.trackers.wandb import WandbTracker
+from milepost.trackers.wandb_login import has_login
 from tests.unit.trackers.story import QUICK, follower, told, training
 from tests.unit.trackers.test_wandb import _run
 from dataclasses import replace

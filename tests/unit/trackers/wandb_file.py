@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 _BLOCK = 32768
 _CHUNK = struct.Struct("<IHB")
@@ -55,3 +59,17 @@ def _row(history: Any) -> dict[str, Any]:
 
 def _value(item: Any) -> Any:
     return json.loads(item.value_json) if item.value_json else None
+
+
+@contextmanager
+def no_login(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B without a login, and with everything it keeps in a home below ``folder``."""
+    import wandb
+
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(folder / "home"))
+    monkeypatch.setenv("NETRC", str(folder / "netrc"))
+    yield
+    wandb.teardown()
