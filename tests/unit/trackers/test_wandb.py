@@ -151,6 +151,15 @@ def test_without_a_login_it_stays_offline_and_says_once_how_to_upload(tmp_path: 
     assert path.parent.name.startswith("offline-run-")
 
 
+def test_the_folder_that_is_named_is_one_that_wandb_syncs(tmp_path: Path):
+    (notice,) = _deliver(tmp_path, told(training(2)))
+    folder = notice.cure.split("wandb sync ")[1]
+    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", folder]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "1 run(s)" in said.stderr + said.stdout
+    assert _files(tmp_path)[0].name in said.stderr + said.stdout
+
+
 def test_at_the_end_the_service_process_of_wandb_is_gone_and_with_it_what_it_still_held(tmp_path: Path):
     _deliver(tmp_path, told(training(2)))
     assert [child.name() for child in psutil.Process().children() if "wandb" in child.name()] == []
@@ -264,7 +273,12 @@ def test_killed_in_mid_flight_and_followed_again_every_row_is_there(tmp_path: Pa
     assert json.loads(cursor.read_text())["guest"]["rows"] > 0
     _deliver(tmp_path, told(training(2000)))
     _until(lambda: {row["_step"] for row in _rows(tmp_path)} == set(range(2000)))
-    assert all(row["_step"] == row["trainer/global_step"] for row in _rows(tmp_path))
+    told_once: dict[int, dict[str, Any]] = {}
+    for row in _rows(tmp_path):
+        points = {name: value for name, value in row.items() if name != "_runtime"}
+        assert points == told_once.setdefault(row["_step"], points)
+    assert [told_once[step]["loss"] for step in range(2000)] == [1.0 / (step + 1) for step in range(2000)]
+    assert all(step == row["trainer/global_step"] for step, row in told_once.items())
 
 
 def _until(true: Any) -> None:
