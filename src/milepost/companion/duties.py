@@ -26,9 +26,12 @@ from milepost.checkpoint.backup import copy_checkpoint
 from milepost.checkpoint.catalog import mark_verified, refresh, scan
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.retention import RetentionRule, newest_first
-from milepost.companion.guests import describe_run, make_followers
+from milepost.companion.consequences import Consequences
+from milepost.companion.guests import describe_run, follow_rules, make_followers
 from milepost.companion.media_encoder import MediaEncoder
 from milepost.companion.messages import FromCompanion, Hello, Saved, SaveFailed, SaveOver, Told
+from milepost.companion.sampling import Sampling
+from milepost.companion.rulebook import RuleBook, entries_of
 from milepost.companion.saver import Saver
 from milepost.core.errors import MilepostError
 from milepost.core.events import CheckpointChanged, Described, Event, Noticed
@@ -101,18 +104,25 @@ class Duties:
         )
         self._keeper: Follower | None = None
         self._guests: list[Follower] = []
+        self._rules: tuple[RuleBook, Follower] | None = None
         if hello.rank == 0:
             run = describe_run(self.layout, hello)
             self._keeper, self._guests = make_followers(
                 self.layout, hello.settings, run, self.notice, self._tell, may_feed
             )
+            entries = entries_of(hello.settings)
+            if entries:
+                respond = Consequences(self.layout, self.record, self._emit)
+                self._rules = follow_rules(self.layout, entries, respond, run, self.notice, may_feed)
         # Where nobody works on the run, what every rank left is taken.
         self._encoder = MediaEncoder(self.layout, None if role == "doctor" else hello.rank, self, may_work=may_feed)
+        self._sampling = Sampling(hello, self.record)
         self._capturing: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to follow the log, and capture what this attempt runs in."""
         self._encoder.start()
+        self._sampling.start()
         for follower in self._followers():
             follower.start()
         if self._hello.rank == 0 and self._hello.launch == 1 and self._hello.facts:
@@ -120,7 +130,8 @@ class Duties:
             self._capturing.start()
 
     def _followers(self) -> list[Follower]:
-        return self._guests if self._keeper is None else [self._keeper, *self._guests]
+        house = [one for one in (self._rules and self._rules[1], self._keeper) if one is not None]
+        return [*house, *self._guests]
 
     # ---------------------------------------------------------------- recording
 
@@ -224,6 +235,8 @@ class Duties:
         """Say it, once, if a guest hangs."""
         for follower in self._followers():
             follower.check()
+        if self._rules is not None:
+            self._rules[0].check()
 
     def finish(self, deadline: float, waiting: Callable[[str], None]) -> list[str]:
         """Finish everything; guests get until ``deadline`` (``time.monotonic()``), checkpoints as long as they take.
@@ -238,7 +251,11 @@ class Duties:
         self._let_the_last_load_alone()
         if self._capturing is not None:
             self._capturing.join(max(0.1, min(5.0, deadline - time.monotonic())))
+        self._sampling.stop()
         left = self._encode_the_rest(deadline, waiting)
+        if self._rules is not None:
+            # What they find belongs into the run's own files, and to the guests.
+            self._rules[1].finish(max(deadline, time.monotonic() + _LONGEST_FOR_OWN_FILES))
         for follower in self._followers():
             follower.hurry()
         if self._keeper is not None:

@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from milepost.core.errors import InvalidInputError, NotFoundError, StorageError
+from milepost.core.rules import Rule, is_rule
 from milepost.core.plugins import checked_hook, checked_tracker
 
 __all__ = ["CheckpointFormat", "Compression", "ExperimentConfig", "bytes_of", "is_disabled"]
@@ -116,7 +117,7 @@ class ExperimentConfig:
     wandb_artifacts: Literal["best", "references", "none"] = "best"
     mlflow_uri: str | None = None
     hooks: tuple[Any, ...] = ()
-    rules: tuple[Any, ...] = ()
+    rules: tuple[Rule, ...] = ()
     system_metrics_every: float | None = 10.0
     checkpoint_format: CheckpointFormat = "milepost"
     snapshot: Literal["copy", "overlap"] = "copy"
@@ -160,6 +161,7 @@ class ExperimentConfig:
         if self.compression in {"delta", "bf16-moments"} and self.checkpoint_format != "milepost":
             raise _invalid("compression", self.compression, "that needs checkpoint_format='milepost'")
         self._settle("save_on_signal", self._signals())
+        self._settle("rules", self._rules())
         self._settle("trackers", tuple(map(checked_tracker, self._words("trackers"))))
         self._settle("hooks", tuple(map(checked_hook, self._words("hooks"))))
         self._make_paths_absolute()
@@ -195,6 +197,13 @@ class ExperimentConfig:
             if name not in _SIGNALS:
                 raise _invalid("save_on_signal", name, f"give names out of {', '.join(_SIGNALS)}")
         return names
+
+    def _rules(self) -> tuple[Rule, ...]:
+        rules = self._words("rules")
+        for rule in rules:
+            if not is_rule(rule):
+                raise _invalid("rules", rule, "give rules of milepost.rules, for example [NotFinite()]")
+        return rules
 
     def _make_paths_absolute(self) -> None:
         if self.root is not None:
