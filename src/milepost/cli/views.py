@@ -225,7 +225,7 @@ def status_view(store: Store) -> StatusView:
         going=tuple(line for _, line in going),
         newest=lines[0] if lines else None,
         notices={run.id: found for run, _ in going if (found := _of_companion(run))},
-        alerts={run.id: found for run, _ in going if (found := _at_a_glance(run))},
+        alerts={run.id: last for run, _ in going if (last := _at_a_glance(run))},
     )
 
 
@@ -311,7 +311,7 @@ def run_view(run: RunReader) -> RunView:
         hyperparameters=_mapping(facts.get("hyperparameters")),
         model_config=_mapping(facts.get("model_config")),
         dataset_info=_mapping(facts.get("dataset_info")),
-        summary=run.summary,
+        summary=dict(run.summary),
         environment=_mapping(facts.get("environment")),
         tracker_cpu_seconds=_mapping(facts.get("tracker_cpu_seconds")),
         folders={

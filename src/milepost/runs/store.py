@@ -7,8 +7,8 @@ For terminal, notebook and programs. Everything is read when it is asked for, fr
 
 from __future__ import annotations
 
-import difflib
 import os
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +21,15 @@ from milepost.core.records import CheckpointInfo
 from milepost.runs.history import RunHistory
 from milepost.runs.layout import RunLayout
 from milepost.runs.listed import best_of, listed_checkpoints
+from milepost.runs.logged_media import MediaItem
 from milepost.runs.metadata import read_metadata
+from milepost.runs.nearest import did_you_mean
 from milepost.runs.projections import summarize
+from milepost.runs.query import parse_query
+from milepost.runs.run_list import RunList
 from milepost.runs.series import Series
 from milepost.runs.state import RunState, run_state
+from milepost.runs.summary import RunSummary
 from milepost.runs.telling import read_history
 from milepost.runs.told import Attempt, LoggedAlert, LoggedLine, LoggedText
 
@@ -79,6 +84,32 @@ class RunReader:
         given = self.metadata.get("start_time")
         return float(given) if isinstance(given, (int, float)) else None
 
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, the times between its attempts included; up to now while it runs."""
+        if self.started is None:
+            return None
+        last = self.attempts[-1].ended if self.attempts else None
+        ended = time.time() if self.state.live else last
+        return None if ended is None else max(0.0, ended - self.started)
+
+    @property
+    def group(self) -> str | None:
+        """What ties it to other runs, a sweep for example."""
+        group = self.metadata.get("group")
+        return None if group is None else str(group)
+
+    @property
+    def tags(self) -> list[str]:
+        """Its tags."""
+        return [str(tag) for tag in self.metadata.get("tags") or ()]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """As it was given them."""
+        given = self.metadata.get("hyperparameters")
+        return dict(given) if isinstance(given, Mapping) else {}
+
     def metrics(self, rank: int = 0) -> list[str]:
         """Names of its metrics."""
         return self.history.metrics(rank)
@@ -96,14 +127,14 @@ class RunReader:
         """
         known = self.metrics(rank)
         if metric not in known:
-            raise NotFoundError(f"{self.id} has no metric {metric!r}", cure=_near(metric, known))
+            raise NotFoundError(f"{self.id} has no metric {metric!r}", cure=did_you_mean(metric, known))
         return self.history.series(metric, rank, superseded=superseded)
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """What ``end_experiment`` was given."""
+    def summary(self) -> RunSummary:
+        """What ``end_experiment`` was given; ``summary["val/loss"].min`` and the like for every metric."""
         status = self.history.status
-        return dict(status[0].summary) if status is not None else {}
+        return RunSummary(status[0].summary if status is not None else {}, self.metrics(), self.summarize)
 
     def summarize(self, metric: str, rank: int = 0) -> dict[str, Any]:
         """``points``, ``nan``, ``last``, ``min``, ``max`` with their steps, ``mean``; what a metric lacks is absent."""
@@ -135,6 +166,31 @@ class RunReader:
     def texts(self) -> list[LoggedText]:
         """What was logged with ``log_text``."""
         return self.history.texts
+
+    @property
+    def media(self) -> list[MediaItem]:
+        """Files to look at, in the order in which they were logged; without those that a resume did again."""
+        return self.history.media.items(self.layout.media, self.history.rewinds)
+
+    @property
+    def system(self) -> tuple[str, ...]:
+        """Names of what was sampled of machine and processes."""
+        return self.history.samples.names(0)
+
+    def system_series(self, name: str, rank: int = 0) -> Series:
+        """Samples by time; ``step`` is the last one known then, -1 before the first.
+
+        Args:
+            name: One of :attr:`system`.
+            rank: Beside which training process; with several hosts, each one's first samples its own.
+
+        Raises:
+            NotFoundError: It was not sampled.
+        """
+        known = list(self.history.samples.names(rank))
+        if name not in known:
+            raise NotFoundError(f"{self.id} has no samples {name!r}", cure=did_you_mean(name, known))
+        return self.history.system_series(name, rank)
 
     @property
     def alerts(self) -> list[LoggedAlert]:
@@ -181,10 +237,19 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def runs(self) -> list[RunReader]:
-        """All runs, the newest first."""
+    def runs(self, query: str = "") -> RunList:
+        """All runs, or those that ``query`` asks for, the newest first.
+
+        Args:
+            query: Terms like ``group:lr-sweep``; see :mod:`milepost.runs.query`.
+
+        Raises:
+            InvalidInputError: A term is none.
+        """
+        asked = parse_query(query)
         readers = [RunReader(layout) for layout in _layouts(self.folder)]
-        return sorted(readers, key=lambda run: (run.started or 0.0, run.id), reverse=True)
+        found = [run for run in readers if asked.holds(run)]
+        return RunList(sorted(found, key=lambda run: (run.started or 0.0, run.id), reverse=True))
 
     def __getitem__(self, name: str) -> RunReader:
         """A run by id, by name (the newest of that name), or by the unique beginning of an id.
@@ -203,7 +268,7 @@ class Store:
             several = ", ".join(run.id for run in begun[:5])
             raise NotFoundError(f"several runs begin with {name!r}", cure=f"name one of {several}")
         known = [run.id for run in runs] + [run.name for run in runs]
-        raise NotFoundError(f"no run {name!r} in {self.folder}", cure=_near(name, known))
+        raise NotFoundError(f"no run {name!r} in {self.folder}", cure=did_you_mean(name, known))
 
     def __repr__(self) -> str:
         return f"<Store {self.folder}>"
@@ -269,10 +334,3 @@ def _layout(experiments: Path, experiment_id: str) -> RunLayout:
         if name in named and not Path(fields[name], "" if shared else experiment_id).is_dir():
             fields[name] = named[name]
     return RunLayout.from_dict(fields)
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    if near:
-        return f"did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?"
-    return f"there are: {', '.join(dict.fromkeys(known[:10]))}" if known else "there are none yet"
