@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from milepost.checkpoint.arena import Arena
     from milepost.checkpoint.arguments import TrainingObjects
     from milepost.checkpoint.gradients import GradientWatch
+    from milepost.checkpoint.known_tensors import KnownTensors
     from milepost.checkpoint.snapshot import Outline, Staged, Stager
     from milepost.checkpoint.writer import CheckpointWriter, PendingSave
 
@@ -49,6 +50,7 @@ class Handover:
         self._wants_overlap = overlap
         self._stager: Stager | None = None  # made at the first save: it needs torch, a run may not
         self._gradients: GradientWatch | None = None  # likewise
+        self._known: KnownTensors | None = None
         self._prepared = False
 
     @property
@@ -99,6 +101,7 @@ class Handover:
             InvalidInputError: Something cannot be saved; the message names its place.
             StorageError: It could not be staged, and ``pending`` is for the caller to settle.
         """
+        from milepost.checkpoint.known_tensors import KnownTensors
         from milepost.checkpoint.snapshot import outline
         from milepost.checkpoint.state import capture_rank, state_of
 
@@ -111,7 +114,8 @@ class Handover:
         arena = self._writer.arena()
         waited = time.perf_counter() - waiting_since
         state = state_of(objects, include=job.include, gradients=self.watch(objects))
-        content = outline(state, lossy=job.lossy)
+        self._known = self._known or KnownTensors()
+        content = outline(state, lossy=job.lossy, known=self._known)
         job = replace(job, tree=content.tree, tensors=content.entries, contents=list(state), timestamp=time.time())
         job = replace(job, arena_bytes=content.nbytes, wait_ms=1e3 * waited)
         staged = _staged(stager, job, content, arena, objects)

@@ -9,11 +9,8 @@ memory. Two names of one tensor are one window; views that overlap are windows o
 beyond its end, at any save.
 """
 
-# ruff: noqa: SLF001 - torch has no public way to look at a subclass without its own answers
-
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,26 +18,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from milepost.checkpoint.arena import Arena
 from milepost.checkpoint.arguments import TrainingObjects
-from milepost.checkpoint.copying import Copying, DeviceCopies, Route, Transfer, is_dense, pin, route
-from milepost.checkpoint.dtypes import DTYPES, name_of_numpy
+from milepost.checkpoint.copying import Copying, DeviceCopies, Route, Transfer, pin, route
+from milepost.checkpoint.dtypes import name_of_numpy
 from milepost.checkpoint.job import TensorEntry
+from milepost.checkpoint.known_tensors import KnownTensors
 from milepost.checkpoint.lossy import moments_of
-from milepost.checkpoint.model_state import refuse_unsupported
 from milepost.checkpoint.naming import named_leaves
 from milepost.checkpoint.overlap import Overlap, torn_error
 from milepost.checkpoint.storages import Piece, View, arrange
 from milepost.checkpoint.tree import encode_tree
-from milepost.core.errors import InvalidInputError
 
 __all__ = ["Outline", "Staged", "Stager", "outline", "text_of", "walk"]
 
 _ARRAY_INSIDE_TREE = 4096
 _PATIENCE = 60.0  # seconds
-_PLAIN = {Tensor, nn.Parameter}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,17 +104,20 @@ def walk(state: dict[str, Any]) -> int:
     return outline(state).nbytes
 
 
-def outline(state: dict[str, Any], *, lossy: str = "") -> Outline:
+def outline(state: dict[str, Any], *, lossy: str = "", known: KnownTensors | None = None) -> Outline:
     """What a snapshot of ``state`` will hold, and where in an arena.
 
     Args:
         state: As :func:`milepost.checkpoint.state.state_of` made it.
         lossy: Name of a lossy setting, ``"bf16-moments"``; empty: every bit.
+        known: The tensors of earlier states of the same training; None: all are new.
 
     Raises:
         InvalidInputError: Something cannot be saved; the message names its place.
     """
-    leaves = _Leaves(state, rounded=moments_of(state) if lossy else frozenset())
+    known = known or KnownTensors()
+    known.look_again()
+    leaves = _Leaves(state, known, rounded=moments_of(state) if lossy else frozenset())
     tree = json.dumps(encode_tree(state, leaf=leaves.index), separators=(",", ":"))
     signature = tuple(leaves.views)
     arrangement = arrange(signature)
@@ -233,6 +231,7 @@ class _Leaves:
 
     Args:
         state: What they are in.
+        known: Those of earlier states.
         rounded: ``id`` of each tensor that is to be kept as bfloat16.
 
     Attributes:
@@ -240,9 +239,10 @@ class _Leaves:
         views: Where each lies: views that differ in no more than their name are one tensor.
     """
 
-    def __init__(self, state: dict[str, Any], rounded: frozenset[int]) -> None:
+    def __init__(self, state: dict[str, Any], known: KnownTensors, rounded: frozenset[int]) -> None:
         self.tensors: list[Tensor] = []
         self.views: list[View] = []
+        self._known = known
         self._rounded = rounded
         self._name_of: dict[int, str] = {}
         for name, value in named_leaves(state):
@@ -255,12 +255,12 @@ class _Leaves:
         """For :func:`encode_tree`: the number of a tensor or large array; None for what belongs inside the tree."""
         name = self._name_of.get(id(value), "tensor")
         if isinstance(value, Tensor):
-            tensor = _plain(value, name)
+            source = value
         elif isinstance(value, np.ndarray) and value.nbytes > _ARRAY_INSIDE_TREE and name_of_numpy(value.dtype):
-            tensor = torch.from_numpy(np.require(value, requirements=("C", "W")))
+            source = torch.from_numpy(np.require(value, requirements=("C", "W")))
         else:
             return None
-        view = _view(tensor, name, rounded=id(value) in self._rounded)
+        tensor, view = self._known.find(source, name, rounded=id(value) in self._rounded)
         place = view[1:] if tensor.numel() else (len(self.tensors),)  # what is empty lies nowhere
         index = self._index_of.setdefault(place, len(self.tensors))
         if index == len(self.tensors):
@@ -278,51 +278,3 @@ class _Leaves:
 
 def _copied_by(devices: DeviceCopies | None) -> Copying | None:
     return None if devices is None else Copying(devices.wait)
-
-
-def _plain(tensor: Tensor, name: str) -> Tensor:
-    refuse_unsupported(tensor, name)
-    if _name_of_dtype(tensor.dtype) not in DTYPES:
-        raise InvalidInputError(
-            f"{name}: a tensor of {tensor.dtype} cannot be saved", cure="convert it", kind="unsupported-state"
-        )
-    if type(tensor) not in _PLAIN:
-        with torch._C.DisableTorchFunctionSubclass():
-            tensor = tensor.as_subclass(Tensor)  # a subclass may answer differently for its own memory
-    tensor = tensor.detach()
-    if tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.resolve_conj().resolve_neg()
-    return tensor
-
-
-def _view(tensor: Tensor, name: str, *, rounded: bool) -> View:
-    """Where ``tensor`` lies.
-
-    Raises:
-        InvalidInputError: It reaches beyond the end of its storage.
-    """
-    storage = tensor.untyped_storage()
-    contiguous = tensor.is_contiguous()
-    dtype = _name_of_dtype(tensor.dtype)
-    view = View(
-        name=name,
-        dtype=dtype,
-        stored="bfloat16" if rounded else dtype,
-        shape=tuple(tensor.shape),
-        stride=None if contiguous else tensor.stride(),
-        dense=not contiguous and is_dense(tensor),
-        start=int(tensor.storage_offset()) * tensor.element_size(),
-        storage=(str(tensor.device), storage.data_ptr(), storage.nbytes()),
-    )
-    if view.nbytes and view.start + view.span > storage.nbytes():
-        raise InvalidInputError(
-            f"{name}: a tensor whose memory was freed or cut short (storage().resize_) cannot be saved",
-            cure="save while its memory is there; of a sharded model, save a gathered copy",
-            kind="unsupported-state",
-        )
-    return view
-
-
-@functools.cache
-def _name_of_dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -25,10 +25,16 @@ from milepost.core.errors import InvalidInputError
 __all__ = ["TreeEncoder"]
 
 #: The way from the root, last step outermost: a link costs less than a text, and few places are ever shown.
-Place = tuple["Place", str] | None
+Place = tuple["Place", Any] | None
 
 _WHOLE = 1 << 53
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class _Root(str):
+    """What the root is called; every other step is a key, an index or a field."""
+
+    __slots__ = ()
 
 
 class TreeEncoder:
@@ -38,10 +44,11 @@ class TreeEncoder:
         self.leaf = leaf
         self.depth = 0
         self.count = 0
+        self._outside: set[type] = set()  # types of which one was stored outside: mostly tensors, by the hundred
 
     def encode(self, value: Any, place: str) -> Node:
         """The node of ``value``, which errors call ``place``."""
-        root: Place = (None, place) if place else None
+        root: Place = (None, _Root(place)) if place else None
         try:
             return self.node(value, root)
         except RecursionError:
@@ -55,6 +62,8 @@ class TreeEncoder:
             return value
         if self.depth >= DEEPEST or self.count > MOST_NODES:
             raise _refused(place, "a tree this deep or large", "look for a cycle, or flatten it")
+        if cls in self._outside and (node := self._as_leaf(value, place)) is not None:
+            return node
         self.depth += 1
         try:
             encode = _ENCODERS.get(cls)
@@ -64,14 +73,14 @@ class TreeEncoder:
 
     def items(self, values: Iterable[Any], place: Place) -> list[Node]:
         """The nodes of a sequence."""
-        return [self.node(value, (place, f"[{index}]")) for index, value in enumerate(values)]
+        return [self.node(value, (place, index)) for index, value in enumerate(values)]
 
     def pairs(self, mapping: Mapping[Any, Any], place: Place) -> list[Node]:
         """Keys and values in turn: half the nesting of pairs, so that JSON parsers have no trouble with it."""
         flat: list[Node] = []
         for key, value in mapping.items():
-            inner = (place, _step(key))
-            if not _can_be_key(key):
+            inner = (place, key)
+            if type(key) is not str and not _can_be_key(key):
                 raise _refused(inner, f"a key of type {type(key).__name__}", "use text or numbers as keys")
             flat += (self.node(key, inner), self.node(value, inner))
         return flat
@@ -91,12 +100,15 @@ class TreeEncoder:
             named = {f.name: getattr(value, f.name) for f in fields(value)}
         else:
             return None
-        flat = [part for name in named for part in (name, self.node(named[name], (place, f".{name}")))]
+        flat = [part for name in named for part in (name, self.node(named[name], (place, name)))]
         return {"fields": [_name(type(value)), flat]}
 
     def _as_leaf(self, value: Any, _: Place) -> Node | None:
         index = self.leaf(value)
-        return None if index is None else {"leaf": index}
+        if index is None:
+            return None
+        self._outside.add(type(value))
+        return {"leaf": index}
 
 
 def _as_scalar(value: Any, place: Place) -> Node | None:
@@ -137,7 +149,7 @@ def _encode_ordered(encoder: TreeEncoder, value: OrderedDict[Any, Any], place: P
     metadata = getattr(value, "_metadata", None)  # torch hangs the modules' versions on a state_dict
     if metadata is None:
         return {"OrderedDict": pairs}
-    return {"state_dict": [pairs, encoder.node(metadata, (place, "._metadata"))]}
+    return {"state_dict": [pairs, encoder.node(metadata, (place, "_metadata"))]}
 
 
 def _encode_attributes(tag: str, encoder: TreeEncoder, value: Any, place: Place) -> Node:
@@ -228,6 +240,8 @@ def _can_be_key(key: Any) -> bool:
 
 
 def _step(key: Any) -> str:
+    if type(key) is _Root:
+        return str(key)
     return f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r:.80}]"
 
 
@@ -235,7 +249,7 @@ def _render(place: Place) -> str:
     steps: list[str] = []
     while place is not None:
         place, step = place
-        steps.append(step)
+        steps.append(_step(step))
     return "".join(reversed(steps)).removeprefix(".") or "the value"
 
 
