@@ -19,7 +19,19 @@ from typing import Any
 from milepost.core.errors import CorruptDataError, NotFoundError
 from milepost.core.events import MediaAdded
 
-__all__ = ["Attachment", "Graph", "Histogram", "Media", "Page", "Picture", "Sound", "Table", "Words", "read_media"]
+__all__ = [
+    "Attachment",
+    "Graph",
+    "Histogram",
+    "Media",
+    "Page",
+    "Picture",
+    "Plot",
+    "Sound",
+    "Table",
+    "Words",
+    "read_media",
+]
 
 #: PNG (RFC 2083): signature, then the chunk IHDR with width and height; the chunk IEND is the last one.
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -79,6 +91,14 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """A figure of Plotly, as its JSON."""
+
+    path: Path
+    figure: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
     """A text."""
 
@@ -99,7 +119,7 @@ class Attachment:
     path: Path
 
 
-Media = Picture | Sound | Histogram | Table | Page | Words | Graph | Attachment
+Media = Picture | Sound | Histogram | Table | Page | Plot | Words | Graph | Attachment
 
 
 def read_media(event: MediaAdded, folder: Path) -> Media:
@@ -177,12 +197,17 @@ def _histogram(content: Mapping[str, Any]) -> Histogram:
     return Histogram(
         edges=edges,
         counts=counts,
-        smallest=float(content["min"]),
-        largest=float(content["max"]),
-        total=float(content["sum"]),
-        total_of_squares=float(content["sum_squares"]),
-        number=float(content["count"]),
+        smallest=_number(content["min"]),
+        largest=_number(content["max"]),
+        total=_number(content["sum"]),
+        total_of_squares=_number(content["sum_squares"]),
+        number=_number(content["count"]),
     )
+
+
+def _number(value: float | str | None) -> float:
+    """Of no values there is no smallest; and what is not finite is a text in JSON (``"Infinity"``)."""
+    return 0.0 if value is None else float(value)
 
 
 def _table(content: Mapping[str, Any]) -> Table:

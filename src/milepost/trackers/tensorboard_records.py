@@ -10,7 +10,8 @@ histograms
 model graph                  the graph of the run
 hyperparameters, final       the table of hyperparameters, which takes every scalar for a metric
 metrics
-HTML pages, other files      a text that says where the file is
+HTML pages, Plotly figures,  a text that says where the file is
+other files
 ===========================  =========================================================================================
 
 **Invariants**: the events are a function of the records, of the files they name and of :meth:`RecordEncoder.state`.
@@ -45,6 +46,7 @@ from milepost.trackers.media_files import (
     Media,
     Page,
     Picture,
+    Plot,
     Sound,
     Table,
     Words,
@@ -188,7 +190,7 @@ class RecordEncoder:
                 shown = self._text(seconds, step, name, text)
             case Table():
                 shown = self._text(seconds, step, name, _markdown(media))
-            case Page() | Attachment():
+            case Page() | Plot() | Attachment():
                 where = f"`{added.path}` ({added.size} bytes) in the folder `media` of the experiment `{self._run.id}`"
                 shown = self._text(seconds, step, name, where)
         return shown + self._text(seconds, step, f"{name}/caption", added.caption) if added.caption else shown

@@ -10,9 +10,10 @@ import glob
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
-from milepost.core.errors import MilepostError
+from milepost.core.errors import MilepostError, MissingDependencyError
 from milepost.core.events import MediaAdded
 from milepost.trackers.media_files import (
     Attachment,
@@ -21,6 +22,7 @@ from milepost.trackers.media_files import (
     Media,
     Page,
     Picture,
+    Plot,
     Sound,
     Table,
     Words,
@@ -110,6 +112,8 @@ class MediaValues:
                 made = wandb.Histogram(np_histogram=_bins(media)) if media.counts else None
             case Table(columns=columns, rows=rows):
                 made = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
+            case Plot(figure=figure):
+                made = wandb.Plotly(_plotly(figure))
             case Page(path=path):
                 made = wandb.Html(str(path), inject=False)
             case Words(text=text):
@@ -124,6 +128,17 @@ class MediaValues:
 def as_page(wandb: Any, text: str) -> Any:
     """A text that keeps its line breaks."""
     return wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False, data_is_not_path=True)
+
+
+def _plotly(figure: str) -> Any:
+    """The figure as an object of Plotly's, of which W&B takes nothing less."""
+    try:
+        from_json = import_module("plotly.io").from_json
+    except ImportError as error:
+        raise MissingDependencyError(
+            "W&B shows figures of Plotly by that package only", cure="pip install plotly"
+        ) from error
+    return from_json(figure, skip_invalid=True)
 
 
 def _bins(counted: Histogram) -> tuple[list[float], list[float]]:

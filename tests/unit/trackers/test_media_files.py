@@ -48,6 +48,12 @@ def test_a_histogram_of_nothing_has_no_bins(tmp_path: Path):
     assert _read(tmp_path, "histogram", empty).counts == []
 
 
+def test_a_histogram_of_nothing_finite_and_one_whose_squares_are_too_large_are_read(tmp_path: Path):
+    nothing = _read(tmp_path, "histogram", COUNTED | {"min": None, "max": None, "count": 0})
+    assert (nothing.smallest, nothing.largest) == (0.0, 0.0)
+    assert _read(tmp_path, "histogram", COUNTED | {"sum_squares": "Infinity"}).total_of_squares == float("inf")
+
+
 @pytest.mark.parametrize(
     ("form", "content"),
     [

@@ -140,6 +140,16 @@ def test_a_damaged_file_is_left_out_with_one_notice_and_moves_no_other_row(tmp_p
     assert (row["_step"], row["trainer/global_step"]) == (3, 4)
 
 
+def test_a_figure_of_plotly_is_one_there_too(tmp_path: Path):
+    plotly = pytest.importorskip("plotly.graph_objects")
+    figure = plotly.Figure(data=[plotly.Scatter(x=[1, 2], y=[3, 4])]).to_json()
+    event = replace(kept(tmp_path / "media", "figure", "curve", figure), media_type="application/vnd.plotly.v1+json")
+    assert _deliver(tmp_path, [event]) == []
+    curve = _row_of(_rows(tmp_path), "curve")
+    assert curve["_type"] == "plotly-file"
+    assert json.loads(_stored(tmp_path, curve["path"]))["data"][0]["y"] == [3, 4]
+
+
 def test_a_text_is_a_page_that_keeps_its_lines(tmp_path: Path):
     _deliver(tmp_path, [Text(step=3, name="sample", text="one\n<two>")])
     sample = _row_of(_rows(tmp_path), "sample")
