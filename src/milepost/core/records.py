@@ -59,6 +59,7 @@ class CheckpointInfo(Record):
         base: Name of the keyframe beside it that it needs; empty: it loads alone.
         include: ``"all"``, or ``"trainable"``: saved without frozen parameters.
         lossy: Name of the lossy setting it was saved with; empty: every bit is there.
+        digest: XXH3-128 of the whole file, where a framework's file is listed that has no digests inside.
     """
 
     filename: str
@@ -80,6 +81,7 @@ class CheckpointInfo(Record):
     base: str = ""
     include: str = "all"
     lossy: str = ""
+    digest: str = ""
 
     def to_fields(self) -> dict[str, Any]:
         """The record as plain values, for JSON and for the run log."""

@@ -29,7 +29,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["OwnedLock", "exclusive", "is_held", "lend_lock"]
+__all__ = ["OwnedLock", "exclusive", "is_held", "lend_lock", "mark_in_use", "wait_until_unused"]
 
 _Inode = tuple[int, int]
 _owned: dict[_Inode, OwnedLock] = {}
@@ -128,6 +128,53 @@ def lend_lock(path: str | os.PathLike[str]) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def mark_in_use(folder: str | os.PathLike[str]) -> int | None:
+    """Mark that something is being written into ``folder``, for as long as any process has the descriptor open.
+
+    Any number of marks can stand at once; no file is made. :func:`wait_until_unused` waits for the last to go.
+
+    Returns:
+        The descriptor; None where folders cannot be locked.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def wait_until_unused(folder: str | os.PathLike[str], timeout: float) -> bool:
+    """Wait until nobody holds a mark of :func:`mark_in_use`; False if somebody still does after ``timeout`` seconds."""
+    if fcntl is None:
+        return True
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    deadline = time.monotonic() + timeout
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.02)
+            except OSError:  # network file systems that lock folders for nobody
+                return True
+            else:
+                return True
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from milepost.io.durable import storage_error
 
-__all__ = ["SharedSegment", "available", "available_memory", "reserve_blocks"]
+__all__ = ["SharedSegment", "available", "available_memory", "growing_file", "reserve_blocks"]
 
 _SLICE = 4 << 20
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; newer than the mmap module of most Pythons
@@ -266,6 +266,11 @@ def available() -> bool:
         return False
     os.close(fd)
     return True
+
+
+def growing_file(name: str) -> int | None:
+    """Descriptor of an empty file in memory that grows as it is written; None where the system has none."""
+    return _memfd(name)
 
 
 def available_memory() -> int:

@@ -6,11 +6,16 @@ history is that of the weights, and which checkpoints it wrote, so that they are
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from milepost.core.events import CheckpointChanged, Event, Rewound
+from milepost.core.events import CheckpointChanged, Described, Event, Rewound
+from milepost.core.plain import plain
 from milepost.core.records import CheckpointInfo
+from milepost.core.saying import say
+from milepost.environment.secrets import redact_tree
 from milepost.runs.layout import RunLayout
 from milepost.runs.listed import listed_checkpoints
 
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     from milepost.checkpoint.checkpointer import ModelCheckpointer
 
 __all__ = ["KnowsForeignCheckpoints"]
+
+_LARGEST = 40 * 1024
 
 
 class KnowsForeignCheckpoints(ABC):
@@ -43,6 +50,21 @@ class KnowsForeignCheckpoints(ABC):
         self._append(Rewound(step=step))
         if step >= 0:
             self.checkpointer.resumed_at(step)
+
+    def describe_hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """Keep hyperparameters that the framework tells only when the run has begun; they replace those before.
+
+        Args:
+            values: What has no plain form is kept as its text, secrets are redacted.
+
+        Raises:
+            InvalidCallError: The run has ended.
+        """
+        kept = redact_tree(plain(values))
+        if len(json.dumps(kept)) > _LARGEST:
+            say("the hyperparameters are not kept: as text they are too large", cure="keep them in a file")
+        else:
+            self._append(Described(fields={"hyperparameters": kept}))
 
     def record_checkpoint(
         self, action: Literal["committed", "verified", "removed", "failed"], info: CheckpointInfo, *, reason: str = ""
