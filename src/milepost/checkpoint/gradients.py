@@ -12,7 +12,7 @@ zero: rather too many than one too few.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,16 +28,21 @@ _SAMPLES = 4
 
 
 class GradientWatch:
-    """Knows which gradients the optimizers of a training have used up."""
+    """Knows which gradients the optimizers of a training have used up.
 
-    def __init__(self) -> None:
+    Args:
+        stepped: Called after each step of an optimizer that is watched.
+    """
+
+    def __init__(self, stepped: Callable[[], None] = lambda: None) -> None:
+        self._stepped = stepped
         self._steps: weakref.WeakKeyDictionary[Any, _Steps] = weakref.WeakKeyDictionary()
 
     def watch(self, optimizer: Any) -> None:
         """See the steps of ``optimizer`` from now on, by a hook of about a microsecond; asked again, do nothing."""
         if not isinstance(optimizer, torch.optim.Optimizer) or optimizer in self._steps:
             return
-        steps = self._steps[optimizer] = _Steps()
+        steps = self._steps[optimizer] = _Steps(self._stepped)
         optimizer.register_step_post_hook(steps.note)
 
     def follow(self, objects: TrainingObjects) -> None:
@@ -70,7 +75,8 @@ class GradientWatch:
 class _Steps:
     """The gradients that the last step of one optimizer has used, by a sample of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, stepped: Callable[[], None]) -> None:
+        self._stepped = stepped
         self._samples: list[Tensor] = []
 
     def note(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
@@ -81,6 +87,7 @@ class _Steps:
             gradient = parameter.grad
             if gradient is not None:
                 setattr(gradient, _MARK, gradient._version)  # noqa: SLF001 - torch has no public name for it
+        self._stepped()
 
     def used_up(self) -> bool:
         return bool(self._samples) and all(_is_marked(parameter.grad) for parameter in self._samples)

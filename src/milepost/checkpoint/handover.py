@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from milepost.checkpoint.arguments import is_optimizer
 from milepost.checkpoint.job import SaveJob
 from milepost.checkpoint.side_file import RANK_FORMAT, side_file
-from milepost.core.errors import StorageError
+from milepost.core.errors import MilepostError, StorageError
 
 if TYPE_CHECKING:
     from milepost.checkpoint.arena import Arena
@@ -52,6 +54,7 @@ class Handover:
         self._gradients: GradientWatch | None = None  # likewise
         self._known: KnownTensors | None = None
         self._prepared = False
+        self._expected: TrainingObjects | None = None  # what the first save will hold, as far as is known
 
     @property
     def is_free(self) -> bool:
@@ -59,23 +62,35 @@ class Handover:
         return self._writer.is_free() and (self._stager is None or not self._stager.is_copying)
 
     def watch(self, objects: TrainingObjects) -> GradientWatch:
-        """See from now on which gradients the optimizers use up; those that they did not belong to the state."""
+        """See from now on which gradients the optimizers use up; those that they did not belong to the state.
+
+        Once all optimizers have made their state, in their first step, the arena for it is made as well.
+        """
         from milepost.checkpoint.gradients import GradientWatch
 
-        self._gradients = self._gradients or GradientWatch()
+        self._expected = None if self._prepared else objects
+        self._gradients = self._gradients or GradientWatch(self._stepped)
         self._gradients.follow(objects)
         return self._gradients
 
+    def _stepped(self) -> None:
+        if self._expected is not None:
+            with suppress(MilepostError):  # an optimizer's step is no place to hear of it: the save will say so
+                self.prepare(self._expected)
+
+    vars(_stepped)["_torchdynamo_disable"] = True  # a compiled step calls it as it is
+
     def prepare(self, objects: TrainingObjects) -> None:
         """Have the writer make the arena for this state, once, before the first save needs it."""
-        if self._prepared or self._rank or not getattr(objects.optimizer, "state", True):
+        optimizers = filter(is_optimizer, (objects.optimizer, *(objects.extra or {}).values()))
+        if self._prepared or self._rank or not all(getattr(one, "state", True) for one in optimizers):
             return  # an optimizer before its first step has none of the state that the arena must hold
         from milepost.checkpoint.snapshot import outline
         from milepost.checkpoint.state import state_of
         from milepost.checkpoint.streaming import worth_streaming
 
-        self._prepared = True
-        nbytes = outline(state_of(objects)).nbytes
+        self._prepared, self._expected = True, None
+        nbytes = outline(state_of(objects), known=self._tensors()).nbytes
         if not worth_streaming(nbytes, 0):
             self._writer.prepare(nbytes)
 
@@ -101,21 +116,20 @@ class Handover:
             InvalidInputError: Something cannot be saved; the message names its place.
             StorageError: It could not be staged, and ``pending`` is for the caller to settle.
         """
-        from milepost.checkpoint.known_tensors import KnownTensors
         from milepost.checkpoint.snapshot import outline
         from milepost.checkpoint.state import capture_rank, state_of
 
         if self._rank:
             self._writer.submit(_rank_job(job, self._rank, capture_rank(objects.loader)), None, pending)
             return
+        self._prepared = True
         stager = self._stager = self._stager or self._new_stager()
         stager.settle()
         waiting_since = time.perf_counter()
         arena = self._writer.arena()
         waited = time.perf_counter() - waiting_since
         state = state_of(objects, include=job.include, gradients=self.watch(objects))
-        self._known = self._known or KnownTensors()
-        content = outline(state, lossy=job.lossy, known=self._known)
+        content = outline(state, lossy=job.lossy, known=self._tensors())
         job = replace(job, tree=content.tree, tensors=content.entries, contents=list(state), timestamp=time.time())
         job = replace(job, arena_bytes=content.nbytes, wait_ms=1e3 * waited)
         staged = _staged(stager, job, content, arena, objects)
@@ -127,6 +141,12 @@ class Handover:
             self._writer.submit(job, arena, pending)
         else:
             staged.copying.then(partial(self._copied, job, arena, pending))
+
+    def _tensors(self) -> KnownTensors:
+        from milepost.checkpoint.known_tensors import KnownTensors
+
+        self._known = self._known or KnownTensors()
+        return self._known
 
     def _new_stager(self) -> Stager:
         from milepost.checkpoint.overlap import Overlap

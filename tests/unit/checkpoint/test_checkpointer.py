@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from milepost.checkpoint import copying
+from milepost.checkpoint.arguments import TrainingObjects
 from milepost.checkpoint.catalog import scan
 from milepost.checkpoint.checkpointer import ModelCheckpointer
 from milepost.checkpoint.loading import load_state
@@ -417,3 +418,50 @@ def test_an_overlapped_save_that_was_torn_is_no_file(tmp_path: Path, monkeypatch
     saver.wait()
     assert [info.step for info in saver.list_checkpoints()] == [0, 1, 2, 4]
     assert {notice.topic for notice in notices} == {"overlap"}  # the failure is the writer's to report
+
+
+def wait_for_helpers() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "milepost-prepare":
+            thread.join()
+
+
+def trained(*optimizers: torch.optim.Optimizer) -> None:
+    for optimizer in optimizers:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch's own, while it compiles
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_memory_of_the_first_save_is_made_once_the_optimizers_have_their_state(
+    tmp_path: Path, *, compiled: bool
+) -> None:
+    save = checkpointer(tmp_path)
+    generator, critic = nn.Linear(500, 500), nn.Linear(500, 500)
+    ours, theirs = torch.optim.AdamW(generator.parameters()), torch.optim.AdamW(critic.parameters())
+    save.watch(TrainingObjects(generator, ours, extra={"critic": critic, "of_critic": theirs, "note": "plain"}))
+    if compiled:
+        ours.step = torch.compile(ours.step, backend="eager")  # type: ignore[method-assign]
+    trained(ours)
+    wait_for_helpers()
+    assert save._writer.arena().size == 0  # half of the state is still to come
+    trained(theirs)
+    wait_for_helpers()
+    size = save._writer.arena().size
+    assert size >= 6 * 500 * 500 * 4
+    save.save_checkpoint(generator, ours, step=1, extra={"critic": critic, "of_critic": theirs, "note": "plain"})
+    save.wait()
+    assert save._writer.arena().size == size
+
+
+def test_what_cannot_be_saved_is_told_by_the_save_and_not_by_an_optimizers_step(tmp_path: Path) -> None:
+    save = checkpointer(tmp_path)
+    model = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    objects = TrainingObjects(model, optimizer, extra={"odd": object()})
+    save.watch(objects)
+    trained(optimizer)
+    with pytest.raises(InvalidInputError, match=r"extra\.odd"):
+        save.save_checkpoint(model, optimizer, step=1, extra={"odd": objects.extra["odd"]})  # type: ignore[index]
