@@ -163,7 +163,9 @@ def _decoded(event: MediaAdded, path: Path) -> Media:
             content = _histogram(json.loads(path.read_bytes()))
         case "table", _:
             content = _table(json.loads(path.read_bytes()))
-        case (("html" | "figure"), "text/html"):
+        case "figure", "application/vnd.plotly.v1+json":
+            content = Plot(path=path, figure=path.read_text("utf-8"))
+        case "html", _:
             content = Page(path=path)
         case ("text", _) | (_, "text/plain"):
             content = Words(text=path.read_text("utf-8", errors="replace"))
