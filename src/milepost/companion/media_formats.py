@@ -162,6 +162,7 @@ _ENCODERS: dict[str, Callable[[memoryview, Mapping[str, Any]], Encoded]] = {
     "histogram": _histogram,
     "audio": _audio,
     "table": _ready(".table.json", "application/json"),
+    "text": _ready(".txt", "text/plain"),
     "html": _ready(".html", "text/html"),
     "graph": _ready(".graph.pb", "application/x-tensorboard-graph"),
 }

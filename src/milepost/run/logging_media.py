@@ -19,7 +19,9 @@ from typing import Any
 from milepost.core.errors import InvalidCallError, InvalidInputError
 from milepost.core.events import Text
 from milepost.environment.secrets import redact
-from milepost.run.media import MediaDesk, keep_file, keep_text
+from milepost.run.media import MediaDesk, keep_file
+from milepost.run.media_forms import Form, audio_of, figure_of, histogram_of, images_of
+from milepost.run.media_tables import html_of, plotly_of, table_of
 
 __all__ = ["LogsMedia"]
 
@@ -50,7 +52,7 @@ class LogsMedia(ABC):
         if len(content.encode(errors="replace")) <= _LONGEST_TEXT:
             desk.append(Text(step=at, name=name, text=content), step=at)
         else:
-            desk.keep(partial(keep_text, desk.folder, name, content, at))
+            desk.hand_over(name, [Form(form="text", data=[content.encode(errors="replace")])], at)
 
     def log_file(self, name: str, path: str | os.PathLike[str], step: int | None = None) -> None:
         """Keep a copy of a file below ``media``; it is copied before this returns.
@@ -82,8 +84,6 @@ class LogsMedia(ABC):
         """
         desk = self.media_desk
         if desk is not None:
-            from milepost.run.media_forms import images_of
-
             desk.hand_over(name, images_of(image), step, caption)
 
     def log_histogram(self, name: str, values: Any, step: int | None = None, *, bins: int = 64) -> None:
@@ -101,8 +101,6 @@ class LogsMedia(ABC):
         """
         desk = self.media_desk
         if desk is not None:
-            from milepost.run.media_forms import histogram_of
-
             desk.hand_over(name, [histogram_of(values, bins)], step)
 
     def log_table(self, name: str, columns: Any, rows: Any = None, step: int | None = None) -> None:
@@ -122,8 +120,6 @@ class LogsMedia(ABC):
         """
         desk = self.media_desk
         if desk is not None:
-            from milepost.run.media_tables import table_of
-
             desk.hand_over(name, [table_of(columns, rows)], step)
 
     def log_figure(self, name: str, figure: Any, step: int | None = None) -> None:
@@ -139,12 +135,8 @@ class LogsMedia(ABC):
         if desk is None:
             return
         if hasattr(figure, "to_plotly_json"):
-            from milepost.run.media_tables import plotly_of
-
             desk.hand_over(name, [plotly_of(figure)], step)
         else:
-            from milepost.run.media_forms import figure_of
-
             desk.hand_over(name, [figure_of(figure)], step)
 
     def log_audio(
@@ -166,16 +158,12 @@ class LogsMedia(ABC):
         """
         desk = self.media_desk
         if desk is not None:
-            from milepost.run.media_forms import audio_of
-
             desk.hand_over(name, [audio_of(samples, sample_rate)], step, caption)
 
     def log_html(self, name: str, html: str, step: int | None = None) -> None:
         """Log a page, or a piece of one, as it is; whoever shows it must shut it in."""
         desk = self.media_desk
         if desk is not None:
-            from milepost.run.media_tables import html_of
-
             desk.hand_over(name, [html_of(html)], step)
 
     def log_model_graph(self, model: Any, example_input: Any) -> None:
@@ -195,7 +183,6 @@ class LogsMedia(ABC):
         desk = self.media_desk
         if desk is not None:
             from milepost.checkpoint.model_graph import graph_of
-            from milepost.run.media_forms import Form
 
             desk.hand_over("model", [Form(form="graph", data=[graph_of(model, example_input)])], None)
 

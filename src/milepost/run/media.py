@@ -1,8 +1,8 @@
 """How does a training hand over what is to be looked at?
 
-Texts and files go below ``experiments/<id>/media`` at once, under a name made from theirs and the step; a name is taken
-by creating the file, so two processes never write to one. What must be encoded is put down raw
-(:mod:`milepost.runs.staged`), and the companion does the rest.
+It is put down raw (:mod:`milepost.runs.staged`), and the companion does the rest. Only a file of the user's is copied
+below ``experiments/<id>/media`` at once, under a name made from its own and the step; the name is taken by creating it,
+so two processes never write to one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from milepost.run.media_forms import Form
 from milepost.runs.layout import RunLayout
 from milepost.runs.staged import Staged, staged_names, write_staged
 
-__all__ = ["MediaDesk", "keep_file", "keep_text"]
+__all__ = ["MediaDesk", "keep_file"]
 
 _LOOK_EVERY = 0.02
 _REMEMBERED = 1024
@@ -133,17 +133,6 @@ class MediaDesk:
         return self._make_durable(deadline)
 
 
-def keep_text(folder: Path, name: str, text: str, step: int) -> MediaAdded:
-    """Write a text as a file.
-
-    Raises:
-        OSError: The disk refuses.
-    """
-    target = _reserve(folder, name, step, ".txt")
-    target.write_text(text, encoding="utf-8", errors="replace")
-    return _added(name, target, "text/plain", step, form="text")
-
-
 def keep_file(folder: Path, name: str, source: str | os.PathLike[str], step: int) -> MediaAdded:
     """Copy a file.
 
@@ -152,7 +141,8 @@ def keep_file(folder: Path, name: str, source: str | os.PathLike[str], step: int
     """
     target = _reserve(folder, name, step, Path(source).suffix)
     shutil.copyfile(source, target)
-    return _added(name, target, "application/octet-stream", step)
+    size = target.stat().st_size
+    return MediaAdded(step=step, name=name, path=target.name, media_type="application/octet-stream", size=size)
 
 
 def _reserve(folder: Path, name: str, step: int, suffix: str) -> Path:
@@ -167,8 +157,3 @@ def _reserve(folder: Path, name: str, step: int, suffix: str) -> Path:
             number += 1
         else:
             return target
-
-
-def _added(name: str, target: Path, media_type: str, step: int, form: str = "file") -> MediaAdded:
-    size = target.stat().st_size
-    return MediaAdded(step=step, name=name, path=target.name, media_type=media_type, size=size, form=form)

@@ -11,6 +11,7 @@ from milepost.core.config import ExperimentConfig
 from milepost.run import WorkerRun
 from milepost.runs.layout import RunLayout
 from milepost.runs.scan import read_log_files
+from milepost.runs.staged import read_staged, staged_names
 from milepost.runs.store import RunReader
 
 
@@ -37,8 +38,8 @@ def test_a_worker_logs_numbers_and_texts_and_gives_its_lock_back(worker):
     assert not list(worker._layout.log.glob("*.lock"))
     reader = RunReader(worker._layout)
     assert list(reader.series("loss").step) == [3]
-    (long,) = reader.media
-    assert long.path.read_text() == "x" * 100_000
+    (long,) = staged_names(worker._layout.staged_media)
+    assert read_staged(worker._layout.staged_media / long)[1] == b"x" * 100_000
 
 
 def test_a_pickled_worker_logs_to_another_log(worker):
