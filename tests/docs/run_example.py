@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import signal
 import sys
@@ -75,6 +76,12 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: An
     return loss.detach()
 
 
+def train_epoch(hp: dict[str, Any]) -> float:
+    """One of a sweep: the loss is the better, the nearer the learning rate is to 1e-4."""
+    hp["epochs_done"] = hp.get("epochs_done", 0) + 1
+    return abs(math.log10(hp["learning_rate"]) + 4) + 1 / hp["epochs_done"]
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module) -> dict[str, float]:
     samples = Samples()
@@ -117,6 +124,7 @@ def run_example(block: str) -> None:
         epochs = 30  # after a signal the ranks agree on a step that lies about a second ahead
     settings = {"epochs": epochs, "learning_rate": 1e-2}
     names: dict[str, Any] = {"__name__": "__main__", "build": build, "evaluate": evaluate, "train_step": train_step}
+    names["train_epoch"] = train_epoch
     names |= {"train_set": Samples(), "hp": settings, "HP": settings}
     names |= {"MODEL": {"model_type": "classifier"}, "DATA": {"name": "random", "size": SAMPLES}}
     path = BLOCKS / f"{block}.py"

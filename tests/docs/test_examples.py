@@ -108,6 +108,20 @@ def test_the_distributed_example_runs_as_printed_and_goes_on_after_a_signal(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("optuna") is None, reason="the sweep is Optuna's")
+def test_the_sweep_runs_as_printed_and_its_store_knows_the_best_and_the_worst(tmp_path: Path) -> None:
+    code, output = _run(tmp_path, "-m", "tests.docs.run_example", "sweep")
+    assert code == 0, output
+    sweep = milepost.open(tmp_path).runs("group:lr-sweep")
+    assert len(sweep) == 20
+    assert {run.status for run in sweep} <= {"completed", "stopped"}
+    assert {run.state.reason for run in sweep if run.status == "stopped"} == {"pruned"}
+    best, worst = sweep.best("val/loss"), sweep.worst("val/loss")
+    assert best.summary["val/loss"].min < worst.summary["val/loss"].min
+    assert "learning_rate" in repr(sweep).splitlines()[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("quickstart.py",), (*TORCHRUN, "ddp_slurm.py")], ids=["quickstart", "ddp_slurm"])
 def test_a_script_of_the_examples_folder_runs_in_an_empty_folder(command: tuple[str, ...], tmp_path: Path) -> None:
     *before, script = command

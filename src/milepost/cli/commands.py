@@ -36,12 +36,18 @@ def status(folder: Path | None, as_json: bool) -> None:
         print_status(view)
 
 
-def runs(folder: Folder = None, as_json: AsJson = False) -> None:
-    """All runs, newest first."""
+def runs(
+    query: Annotated[
+        str, typer.Argument(metavar="[QUERY]", help='Only these, for example "group:lr-sweep best(val/loss)<0.3".')
+    ] = "",
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """All runs, newest first, or those that a query asks for."""
     from milepost.cli.pages import print_runs
     from milepost.cli.views import run_lines
 
-    lines = run_lines(_store(folder).runs())
+    lines = run_lines(_store(folder).runs(query))
     if as_json:
         print_json(lines)
     else:

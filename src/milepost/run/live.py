@@ -27,9 +27,11 @@ from milepost.run.foreign import KnowsForeignCheckpoints
 from milepost.run.forks import survive_forks
 from milepost.run.logging_media import LogsMedia
 from milepost.run.media import MediaDesk
+from milepost.run.stopping import Stopping
+from milepost.run.summing_up import SumsUp
 from milepost.run.worker import WorkerRun
 from milepost.runs.console import ConsoleTee
-from milepost.runs.endings import in_notebook, listen, status_of_exception, stop_listening, watch_signals
+from milepost.runs.endings import in_notebook, listen, status_of_exception, stop_listening
 from milepost.runs.layout import RunLayout
 from milepost.runs.log import DirectLog, LogWriter
 
@@ -53,7 +55,7 @@ class Companion(Protocol):
         """Wait until the log is on disk up to ``position``; False if it is not by ``deadline``."""
 
 
-class Run(LogsMedia, GivesAlerts, KnowsForeignCheckpoints):
+class Run(LogsMedia, GivesAlerts, KnowsForeignCheckpoints, SumsUp):
     """A live run. Made by :func:`milepost.start` or ``ExperimentTrackingSystem.start_experiment``, never directly.
 
     Attributes:
@@ -90,7 +92,9 @@ class Run(LogsMedia, GivesAlerts, KnowsForeignCheckpoints):
         self._after_end = after_end
         self._alerted = alerted
         self._companion = companion
-        self._stop = stop
+        self._stop = Stopping(
+            stop, signals=resumption.signals, before_limit=config.stop_before_limit, notice=self._notice
+        )
         self._resumption = resumption
         self._objects = TrainingObjects()
         self._described_model = False
@@ -108,7 +112,6 @@ class Run(LogsMedia, GivesAlerts, KnowsForeignCheckpoints):
         if self._console is not None:
             self._console.install()
         listen(self)
-        watch_signals(resumption.signals)
         survive_forks(self)
 
     # ---------------------------------------------------------------- log
@@ -252,8 +255,8 @@ class Run(LogsMedia, GivesAlerts, KnowsForeignCheckpoints):
 
     @property
     def should_stop(self) -> bool:
-        """Whether a signal of ``save_on_signal`` asks to end; true at the same step on every rank."""
-        return self._stop.decide(self._log.last_step)
+        """Whether a signal, or the job's time limit, asks to end; true at the same step on every rank."""
+        return self._stop.tell(self._log.last_step)
 
     def save_checkpoint(
         self,
@@ -338,24 +341,27 @@ class Run(LogsMedia, GivesAlerts, KnowsForeignCheckpoints):
     # ---------------------------------------------------------------- the end
 
     def end(
-        self, final_metrics: Mapping[str, Any] | None = None, *, status: str = "completed", reason: str = ""
+        self, final_metrics: Mapping[str, Any] | None = None, *, status: str | None = None, reason: str = ""
     ) -> None:
         """End the run: waits, at most ``exit_timeout`` seconds, until all is written and every guest has it.
 
         Args:
             final_metrics: Goes to ``summary.json``.
-            status: ``"completed"``, ``"failed"``, ``"stopped"``, ``"killed"``, ``"preempted"`` or ``"paused"``.
+            status: ``"completed"``, ``"failed"``, ``"stopped"``, ``"killed"``, ``"preempted"`` or ``"paused"``. None:
+                completed; or, if ``should_stop`` was true, preempted after a scheduler's warning, else stopped.
             reason: One line.
 
         Raises:
             InvalidInputError: ``status`` is another word.
             InvalidCallError: ``final_metrics`` is no mapping, or ``reason`` no text.
         """
-        self._finish(end_as_said(final_metrics, status, reason))
+        end = end_as_said(final_metrics, "completed" if status is None else status, reason)
+        self._finish(end, said=status is not None)
 
-    def _finish(self, end: StatusChanged) -> None:
+    def _finish(self, end: StatusChanged, *, said: bool = False) -> None:
         if self._ended is not None or self._child is not None:
             return
+        end = end if said else self._stop.judged(end)
         if self._console is not None:
             self._console.remove()
         self._before_end()
@@ -387,7 +393,9 @@ class Run(LogsMedia, GivesAlerts, KnowsForeignCheckpoints):
             message = f"{name} came"
             self._log.append(Noticed(source="signal", topic=name, message=message, cured=wanted))
         if wanted:
-            self._stop.request()
+            self._stop.ask_for_signal(name)
+        else:
+            self._stop.warned(name)
         return wanted
 
     @property

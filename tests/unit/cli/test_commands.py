@@ -266,3 +266,12 @@ def test_names_from_a_store_of_somebody_else_move_no_cursor(stage: Stage) -> Non
         printed = stage.ask(*words).stdout
         assert not {"\x1b", "\x9b", "\r", "\u202e"} & set(printed), words
     assert "[red]x[/red]" in stage.ask("show", "bert_1").stdout
+
+
+def test_a_query_shows_only_the_runs_that_it_asks_for(stage: Stage) -> None:
+    stage.run("bert_1").train(range(3), **LOSS)
+    stage.run("gpt_1").train(range(9), **LOSS)
+    assert [line["id"] for line in stage.ask_json("runs", "best(loss)<0.2")] == ["gpt_1"]
+    assert len(stage.ask_json("runs")) == 2
+    refused = stage.ask("runs", "grup:x")
+    assert refused.exit_code != 0
