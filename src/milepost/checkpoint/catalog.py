@@ -34,6 +34,7 @@ __all__ = [
     "Damaged",
     "Scan",
     "mark_verified",
+    "pin_mark_of",
     "refresh",
     "scan",
     "sidecar_of",
@@ -76,6 +77,11 @@ class Scan:
 def sidecar_of(path: Path) -> Path:
     """The small file that describes a checkpoint of a foreign format."""
     return path.with_name(f".{path.name}.json")
+
+
+def pin_mark_of(path: Path) -> Path:
+    """The empty file that pins a checkpoint which was not saved with ``pin=True``."""
+    return path.with_name(f".{path.name}.pinned")
 
 
 def scan(folder: Path) -> Scan:
@@ -145,6 +151,8 @@ def _scan(folder: Path, known: Mapping[str, dict[str, Any]], verified: Collectio
             continue
         if path.name in verified or _is_marked(path, status):
             info = replace(info, verified=True)
+        if not info.pinned and pin_mark_of(path).exists():
+            info = replace(info, pinned=True)
         infos.append(info)
     infos.sort(key=lambda info: (info.step, info.timestamp, info.filename))
     return Scan(infos=tuple(infos), damaged=tuple(damaged))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from milepost.checkpoint.catalog import scan as scan_checkpoints
+from milepost.cli.guest_views import GuestView, guest_views
 from milepost.core.errors import NotFoundError
 from milepost.core.events import Noticed
 from milepost.core.records import CheckpointInfo
@@ -164,6 +165,7 @@ class RunView:
     traceback: str
     notices: tuple[NoticeView, ...]
     alerts: tuple[AlertView, ...]
+    guests: tuple[GuestView, ...]
     attempts: tuple[AttemptView, ...]
     metrics: tuple[MetricView, ...]
     checkpoints: tuple[CheckpointView, ...]
@@ -305,6 +307,7 @@ def run_view(run: RunReader) -> RunView:
         traceback=run.state.traceback,
         notices=tuple(map(_notice_view, run.notices)),
         alerts=tuple(map(_alert_view, run.alerts)),
+        guests=guest_views(run),
         attempts=tuple(map(_attempt_view, run.attempts)),
         metrics=tuple(_metric_view(name, run.summarize(name)) for name in run.metrics()),
         checkpoints=tuple(checkpoint_views(run)),

@@ -30,8 +30,8 @@ from milepost.companion.consequences import Consequences
 from milepost.companion.guests import describe_run, follow_rules, make_followers
 from milepost.companion.media_encoder import MediaEncoder
 from milepost.companion.messages import FromCompanion, Hello, Saved, SaveFailed, SaveOver, Told
-from milepost.companion.sampling import Sampling
 from milepost.companion.rulebook import RuleBook, entries_of
+from milepost.companion.sampling import Sampling
 from milepost.companion.saver import Saver
 from milepost.core.errors import MilepostError
 from milepost.core.events import CheckpointChanged, Described, Event, Noticed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,16 +11,18 @@ from typing import Any
 
 from milepost.companion.keeper import RecordKeeper
 from milepost.companion.messages import Hello
+from milepost.companion.rulebook import Entry, Respond, RuleBook
 from milepost.core.events import Noticed
 from milepost.runs.layout import RunLayout
 from milepost.runs.metadata import read_metadata
 from milepost.runs.scan import LogFollower, LoggedRecord
+from milepost.trackers.delivery import Pace
 from milepost.trackers.feed import LogSource
 from milepost.trackers.follower import Follower
 from milepost.trackers.protocol import RunDescription
 from milepost.trackers.registry import follower_for, guests_for
 
-__all__ = ["describe_run", "make_followers"]
+__all__ = ["describe_run", "follow_rules", "make_followers"]
 
 
 def describe_run(layout: RunLayout, hello: Hello) -> RunDescription:
@@ -78,6 +80,28 @@ def make_followers(
         for plan in guests_for(settings)
     ]
     return keeper, guests
+
+
+def follow_rules(
+    layout: RunLayout,
+    entries: Sequence[Entry],
+    respond: Respond,
+    run: RunDescription,
+    notice: Callable[[Noticed], None],
+    may_feed: threading.Event | None,
+) -> tuple[RuleBook, Follower]:
+    """What judges the run by the user's rules, and what brings it the log."""
+    book = RuleBook(layout, entries, respond)
+    follower = Follower(
+        book.name,
+        lambda: book,
+        run,
+        open_source=partial(_Gated, layout, may_feed),
+        cursor_path=layout.cursor(book.name),
+        notice=notice,
+        pace=Pace(poll_every=0.5),
+    )
+    return book, follower
 
 
 def _with_folder(guest: str, run: RunDescription, layout: RunLayout) -> RunDescription:

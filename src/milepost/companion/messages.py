@@ -26,6 +26,7 @@ __all__ = [
     "FromCompanion",
     "FromTrainer",
     "Hello",
+    "RuleFired",
     "SaveFailed",
     "SaveOver",
     "SaveRefused",
@@ -143,6 +144,18 @@ class Told(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     text: str
 
 
+class RuleFired(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The rule ``rule`` of the settings found something; ``alert`` holds the fields of its ``Alerted``, step included.
+
+    May come twice, after a companion died: ``cause`` in ``alert`` tells.
+    """
+
+    rule: int
+    alert: dict[str, Any]
+    metric: str = ""
+    value: float | None = None
+
+
 class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the end of the run is waiting for."""
 
@@ -156,7 +169,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 FromTrainer = Hello | SegmentShared | ArenaShared | SaveStaged | SaveRefused | Finish
-FromCompanion = Synced | Saved | SaveFailed | SaveOver | Told | Waiting | Finished
+FromCompanion = Synced | Saved | SaveFailed | SaveOver | Told | RuleFired | Waiting | Finished
 
 
 class _Parcel(msgspec.Struct, frozen=True, kw_only=True, tag=True):

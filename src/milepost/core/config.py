@@ -21,8 +21,8 @@ from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from milepost.core.errors import InvalidInputError, NotFoundError, StorageError
-from milepost.core.rules import Rule, is_rule
 from milepost.core.plugins import checked_hook, checked_tracker
+from milepost.core.rules import Rule, is_rule
 
 __all__ = ["CheckpointFormat", "Compression", "ExperimentConfig", "bytes_of", "is_disabled"]
 

@@ -178,14 +178,14 @@ class CheckpointChanged:
     """Something happened to a checkpoint of this run.
 
     ``action``: ``staged`` (the copy is safe from the death of the trainer), ``committed`` (complete, fsynced, listed),
-    ``verified`` (read back and decoded), ``failed``, ``removed`` (by retention; ``reason`` says which rule),
-    ``demoted`` (likewise: only the model is left of it). ``info`` holds the fields of
-    :class:`milepost.core.records.CheckpointInfo` for ``committed`` and ``demoted``.
+    ``verified`` (read back and decoded), ``pinned`` (kept from now on, for ``reason``), ``failed``, ``removed`` (by
+    retention; ``reason`` says which rule), ``demoted`` (likewise: only the model is left of it). ``info`` holds the
+    fields of :class:`milepost.core.records.CheckpointInfo` for ``committed`` and ``demoted``.
     """
 
     kind: ClassVar[int] = 11
     step: int | None
-    action: Literal["staged", "committed", "verified", "failed", "removed", "demoted"]
+    action: Literal["staged", "committed", "verified", "pinned", "failed", "removed", "demoted"]
     filename: str
     reason: str = ""
     info: dict[str, Any] = field(default_factory=dict)
@@ -256,8 +256,8 @@ class Alerted:
     """A person should look: the training said so (``run.alert``), or a rule on its metrics did.
 
     ``rule`` is the rule's description, empty for an alert of the user's own. ``actions`` says what was done about it.
-    ``cause`` names the record that a rule judged (log id and sequence number): with rule and title, it makes an alert of
-    a companion that was replaced known again.
+    ``cause`` names the record that a rule judged (log id and sequence number): by it, rule and title, an alert of a
+    companion that was replaced is known again.
     """
 
     kind: ClassVar[int] = 17

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from milepost.companion.guests import describe_run
-from milepost.companion.messages import FromCompanion, Hello, Saved
+from milepost.companion.messages import FromCompanion, Hello, RuleFired, Saved
 from milepost.core.config import ExperimentConfig
 from milepost.core.events import Alerted, Described, Noticed, StatusChanged
 from milepost.core.records import CheckpointInfo
 from milepost.core.saying import say
 from milepost.run import Run
+from milepost.run.rule_calls import RuleCalls
 from milepost.runs.layout import RunLayout
 from milepost.runs.log import DirectLog, LogWriter
 from milepost.system.hooks import Hooks
@@ -25,11 +27,20 @@ __all__ = ["Insiders"]
 
 
 class Insiders:
-    """The hooks and the tracker objects of one run."""
+    """The hooks, the tracker objects and the rules' functions of one run.
 
-    def __init__(self, config: ExperimentConfig, rank: int) -> None:
+    Args:
+        config: The run's settings.
+        rank: Of this process.
+        ask_to_stop: Lets ``should_stop`` turn true.
+    """
+
+    def __init__(self, config: ExperimentConfig, rank: int, ask_to_stop: Callable[[], None]) -> None:
         self._objects = given_objects(config.trackers) if rank == 0 else []
         self._hooks = Hooks(config.hooks if rank == 0 else (), self._notice)
+        self._rules = RuleCalls(config.rules, ask_to_stop, self._notice)
+        self._fired_early: list[RuleFired] = []  # before the run was there
+        self._run: Run | None = None
         self._trackers: InsideTrackers | None = None
         self._log: LogWriter | DirectLog | None = None
         self._exit_timeout = config.exit_timeout
@@ -43,11 +54,21 @@ class Insiders:
             self._trackers = InsideTrackers(self._objects, describe_run(layout, hello), layout, self._notice)
             self._trackers.start()
         self._hooks.run_started(run)
+        self._run = run
+        while self._fired_early:
+            self.hear(self._fired_early.pop(0))
 
     def hear(self, message: FromCompanion) -> None:
         """Take what the companion says. Never waits."""
         if isinstance(message, Saved):
             self._hooks.checkpoint_committed(CheckpointInfo.from_fields(message.info))
+        elif isinstance(message, RuleFired):
+            if self._run is None:
+                self._fired_early.append(message)
+                return
+            alert = self._rules.hear(self._run, message)
+            if alert is not None:
+                self._hooks.alerted(alert)
 
     def alerted(self, alert: Alerted) -> None:
         """Take an alert; in a forked child nobody is told. Never waits."""
@@ -70,6 +91,7 @@ class Insiders:
         """The companion has finished: let the tracker objects take the rest, and the hooks what happened."""
         if self._trackers is not None:
             self._trackers.finish(self._deadline)
+        self._rules.settle(self._deadline)
         self._hooks.settle(self._deadline)
 
     def run_ended(self, end: StatusChanged) -> None:

@@ -213,7 +213,14 @@ def _description(config: ExperimentConfig, request: StartRequest, layout: RunLay
 def _companion_settings(config: ExperimentConfig) -> dict[str, Any]:
     """What the companion, and later ``milepost doctor``, must know of the configuration."""
     names = [one for one in config.trackers if isinstance(one, str)]
-    return {name: getattr(config, name) for name in _FOR_THE_COMPANION} | {"trackers": names}
+    rules = [rule.to_dict() for rule in config.rules]
+    return {name: getattr(config, name) for name in _FOR_THE_COMPANION} | {"trackers": names, "rules": rules}
+
+
+def _stop_without_saving(stop: StopAgreement, resumption: Resumption) -> None:
+    """A rule asks to end: nobody asks for a checkpoint of what it found wrong."""
+    resumption.saved_for_stop = True
+    stop.request()
 
 
 # -------------------------------------------------------------------- its parts
@@ -237,7 +244,16 @@ def _assemble(
 ) -> Run:
     stop = StopAgreement(ranks, f"{begun.experiment_id}-{begun.attempt}")
     hello = _hello(config, layout, opened, begun, ranks)
-    insiders = Insiders(config, ranks.rank)
+    resumption = Resumption(
+        experiment_id=layout.experiment_id,
+        fresh=begun.fresh,
+        attempt=begun.attempt,
+        ranks=ranks,
+        last_step=begun.last_step,
+        tags=list(begun.tags),
+        signals=_signals(config),
+    )
+    insiders = Insiders(config, ranks.rank, partial(_stop_without_saving, stop, resumption))
     log, companion, values = _log_and_companion(config, layout, opened, hello, stop, insiders)
     checkpointer = ModelCheckpointer(
         config,
@@ -278,15 +294,7 @@ def _assemble(
         companion=companion,
         checkpointer=checkpointer,
         stop=stop,
-        resumption=Resumption(
-            experiment_id=layout.experiment_id,
-            fresh=begun.fresh,
-            attempt=begun.attempt,
-            ranks=ranks,
-            last_step=begun.last_step,
-            tags=list(begun.tags),
-            signals=_signals(config),
-        ),
+        resumption=resumption,
     )
     insiders.run_started(run, log, layout, hello)
     return run

@@ -45,7 +45,7 @@ def ends():
 
 
 def test_every_message_of_both_sides_arrives_as_it_was_sent(ends):
-    samples = {bool: True, int: 7, int | None: 9, float: 0.5, str: "text", bytes: b"\0" * 16}
+    samples = {bool: True, int: 7, int | None: 9, float: 0.5, float | None: 0.5, str: "text", bytes: b"\0" * 16}
 
     def sample(hint):
         origin = typing.get_origin(hint)

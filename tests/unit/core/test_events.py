@@ -36,6 +36,8 @@ def some_event(draw):
         float | None: st.none() | st.floats(allow_nan=False),
         events.Number: st.floats(allow_nan=False) | st.integers(-(2**63), 2**63 - 1),
         dict[str, str]: st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
+        dict[str, float]: st.dictionaries(st.text(max_size=8), st.floats(allow_nan=False), max_size=3),
+        list[str]: st.lists(st.text(max_size=8), max_size=3),
         dict[str, typing.Any]: st.dictionaries(st.text(max_size=8), json_like, max_size=3),
     }
 
@@ -52,7 +54,7 @@ def test_kinds_are_distinct_and_never_renumbered():
     assert {cls.__name__: cls.kind for cls in KINDS} == {
         "Metrics": 1, "Line": 2, "MediaAdded": 3, "StatusChanged": 4, "Rewound": 5, "ClockSet": 6, "Deferred": 7,
         "Lost": 8, "BigIntegers": 9, "Identified": 10, "CheckpointChanged": 11, "Described": 12, "Noticed": 13,
-        "Text": 14,
+        "Text": 14, "MediaStaged": 15, "SystemSampled": 16, "Alerted": 17,
     }  # fmt: skip
 
 
