@@ -92,7 +92,7 @@ def test_wrong_ends_are_refused_and_a_summary_of_any_size_does_not_cost_the_end(
         HEAD
         + """
     run = milepost.start("e", **quiet)
-    wrongs = (("status", "done"), ("status", None), ("final_metrics", "abc"), ("final_metrics", [1]), ("reason", 5))
+    wrongs = (("status", "done"), ("status", ""), ("final_metrics", "abc"), ("final_metrics", [1]), ("reason", 5))
     for wrong in ({name: value} for name, value in wrongs):
         try:
             run.end(**wrong)

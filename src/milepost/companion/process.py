@@ -38,10 +38,11 @@ from milepost.companion.messages import (
 from milepost.core.errors import StorageError
 from milepost.core.events import Noticed, StatusChanged
 from milepost.core.saying import keep_own_log, logger
+from milepost.environment.scheduler import is_preemption_signal, seconds_left
 from milepost.io.memory import SharedSegment
 from milepost.io.process import ProcessIdentity, exit_cause, is_alive, lower_priority
 from milepost.runs.durable_log import Drain
-from milepost.runs.ending import terminal_status
+from milepost.runs.ending import signals_that_came, terminal_status
 from milepost.runs.layout import RunLayout
 
 __all__ = ["main"]
@@ -52,6 +53,7 @@ _SYNC_EARLY_AT = 8 << 20
 _FEED_ONLY_BELOW = 4 << 20
 _HEARTBEAT_EVERY = 10.0
 _ORPHAN_PATIENCE = 10.0
+_LIMIT_IS_REACHED = 10.0  # seconds before the limit by our clock, which need not be the scheduler's
 
 
 def main() -> None:
@@ -263,9 +265,21 @@ class Companion:
         if terminal_status(self._layout, self._hello.log_id) is not None:
             return
         cause = exit_cause(self._pidfd, self._hello.pid)
-        self._duties.record(death_of(cause.exit_code, cause.signal))
+        self._duties.record(death_of(cause.exit_code, cause.signal, self._warning(cause.signal)))
         with contextlib.suppress(OSError):
             os.unlink(self._layout.log_lock(self._hello.log_id))
+
+    def _warning(self, signal_name: str) -> str:
+        """In words, what the scheduler had said before it killed the training; empty if it did not, or nobody knows."""
+        if is_preemption_signal(signal_name, os.environ):
+            return "by its scheduler"
+        if signal_name not in {"SIGTERM", "SIGKILL"}:
+            return ""
+        left = seconds_left(os.environ, time.time())
+        if left is not None and left < _LIMIT_IS_REACHED:
+            return "at the time limit of its job"
+        came = signals_that_came(self._layout, self._hello.log_id)
+        return next((f"after {name}" for name in came if is_preemption_signal(name, os.environ)), "")
 
     def _remove_spool(self) -> None:
         """All that was staged is committed; what failed stays for whoever starts next."""
@@ -277,8 +291,11 @@ class Companion:
         self._tell(Waiting(text=text))
 
 
-def death_of(exit_code: int | None, signal_name: str) -> StatusChanged:
-    """The state of a run whose process ended without a word."""
+def death_of(exit_code: int | None, signal_name: str, warning: str = "") -> StatusChanged:
+    """The state of a run whose process ended without a word; ``warning``: what its scheduler had said before."""
+    if signal_name and warning:
+        reason = f"killed by {signal_name} {warning}"
+        return StatusChanged(status="preempted", reason=reason, signal=signal_name, source="companion")
     if signal_name:
         return StatusChanged(status="killed", reason=f"killed by {signal_name}", signal=signal_name, source="companion")
     if exit_code is None:

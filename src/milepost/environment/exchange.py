@@ -20,6 +20,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 from milepost.core.errors import InvalidCallError, StorageError
+from milepost.environment.scheduler import slurm_task
 from milepost.io.durable import storage_error
 
 __all__ = ["Exchange", "FolderExchange", "StoreExchange", "find_exchange"]
@@ -113,12 +114,19 @@ def find_exchange(environ: Mapping[str, str]) -> Exchange:
         store = c10d._get_default_store()  # noqa: SLF001 - torch has no public name for it
         if store is not None:  # MPI keeps none
             return StoreExchange(store)
-    if environ.get("LOCAL_WORLD_SIZE", environ.get("WORLD_SIZE")) != environ.get("WORLD_SIZE"):
+    if _on_several_hosts(environ):
         raise InvalidCallError(
             "ranks on several hosts cannot meet before there is a process group",
             cure="call torch.distributed.init_process_group() before the run starts",
         )
     return FolderExchange(_folder_of_launcher(environ))
+
+
+def _on_several_hosts(environ: Mapping[str, str]) -> bool:
+    if "WORLD_SIZE" in environ:
+        return environ.get("LOCAL_WORLD_SIZE", environ["WORLD_SIZE"]) != environ["WORLD_SIZE"]
+    task = slurm_task(environ)
+    return task is not None and task.nodes > 1
 
 
 def _folder_of_launcher(environ: Mapping[str, str]) -> Path:
@@ -127,8 +135,18 @@ def _folder_of_launcher(environ: Mapping[str, str]) -> Path:
     restarts = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     place = Path(tempfile.gettempdir())
     _remove_stale_folders(place, owner)
-    launcher = os.getppid()
+    launcher = _launcher(environ)
     return place / f"milepost-{owner}-{launcher}-{_started(launcher)}-{quote(restarts, safe='')}"
+
+
+def _launcher(environ: Mapping[str, str]) -> int:
+    """The process that started the ranks; under ``srun`` it may have put a shell between itself and each of them."""
+    if "WORLD_SIZE" not in environ and slurm_task(environ) is not None:
+        import psutil
+
+        with suppress(psutil.Error, ValueError):
+            return int(psutil.Process(int(environ.get("SLURM_TASK_PID", ""))).ppid())
+    return os.getppid()
 
 
 def _remove_stale_folders(place: Path, owner: int) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from milepost.core.errors import GaveUpWaitingError
 from milepost.core.saying import say
 from milepost.environment.exchange import Exchange, find_exchange
+from milepost.environment.scheduler import slurm_task
 
 __all__ = ["Ranks", "StopAgreement", "detect", "meet"]
 
@@ -44,15 +45,33 @@ class Ranks:
 
 
 def detect(environ: Mapping[str, str] = os.environ) -> Ranks:
-    """Ask the process group, else the environment that torchrun sets, else be alone. Never imports torch."""
+    """Ask the process group, else what torchrun sets, else what ``srun`` sets, else be alone. Never imports torch.
+
+    Several tasks of one ``srun`` are ranks if ``MASTER_ADDR`` says that they are to meet; without it they may as well
+    be a sweep, of which each is a training of its own.
+    """
     local_rank = _number(environ, "LOCAL_RANK") or 0
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return Ranks(rank=distributed.get_rank(), world_size=distributed.get_world_size(), local_rank=local_rank)
     rank, world_size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
-    if rank is None or world_size is None or rank >= world_size:
+    if rank is None or world_size is None:
+        return _of_slurm(environ)
+    return Ranks(rank=rank, world_size=world_size, local_rank=local_rank) if rank < world_size else Ranks()
+
+
+def _of_slurm(environ: Mapping[str, str]) -> Ranks:
+    task = slurm_task(environ)
+    if task is None:
         return Ranks()
-    return Ranks(rank=rank, world_size=world_size, local_rank=local_rank)
+    if "MASTER_ADDR" not in environ:
+        if task.rank == 0:
+            say(
+                f"each of the {task.tasks} tasks that srun started is a training of its own",
+                cure="if they are ranks of one, set MASTER_ADDR, or start the run after init_process_group()",
+            )
+        return Ranks()
+    return Ranks(rank=task.rank, world_size=task.tasks, local_rank=task.local_rank)
 
 
 def _number(environ: Mapping[str, str], name: str) -> int | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from milepost.core.events import StatusChanged
+from milepost.core.events import Noticed, StatusChanged
 from milepost.runs.layout import RunLayout
 from milepost.runs.scan import LoggedRecord, read_log_files, tail
 
-__all__ = ["STILL_GOING", "last_status", "terminal_status"]
+__all__ = ["STILL_GOING", "last_status", "signals_that_came", "terminal_status"]
 
 #: States that are no end.
 STILL_GOING = frozenset({"running", "paused"})
@@ -30,3 +30,14 @@ def terminal_status(layout: RunLayout, log_id: bytes) -> StatusChanged | None:
             found = last_status(tail(log))
             return found[0] if found is not None and found[0].status not in STILL_GOING else None
     return None
+
+
+def signals_that_came(layout: RunLayout, log_id: bytes) -> list[str]:
+    """Names of the watched signals that the last records of the log ``log_id`` tell of, oldest first."""
+    return [
+        record.event.topic
+        for log in read_log_files(layout.log)
+        if log.log_id == log_id
+        for record in tail(log)
+        if isinstance(record.event, Noticed) and record.event.source == "signal"
+    ]

@@ -42,13 +42,17 @@ class Endable(Protocol):
 
 @dataclass(slots=True)
 class _Hooks:
-    """The process-wide state: who listens, and how the script is ending."""
+    """The process-wide state: who listens, how the script is ending, and which signals are being handled just now.
+
+    ``telling``: of each such signal, whether a run goes on after it.
+    """
 
     live: set[Endable] = field(default_factory=set)
     installed: bool = False
     in_forked_child: bool = False
     pending: StatusChanged | None = None
     watched: set[str] = field(default_factory=set)
+    telling: dict[str, bool] = field(default_factory=dict)
 
 
 #: Signals that ask for something and are not meant to end anybody.
@@ -146,30 +150,53 @@ def watch_signals(names: tuple[str, ...]) -> None:
     """Tell every live run when one of these signals arrives, then do what would have been done without us.
 
     A handler that was there is called. The default action follows only if no run wants to go on for a while to save.
-    Python allows handlers in the main thread only: elsewhere nothing is installed.
+    Python allows handlers in the main thread only: elsewhere nothing is installed. Asked again, it costs a look per
+    signal, and chains to whoever has taken a signal over since.
 
     Schedulers and torchrun signal whole process groups. In a forked child, such as a loader's worker, SIGUSR1 and
     SIGUSR2 are therefore passed over: their default action would end it, and the training with it.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not names or threading.current_thread() is not threading.main_thread():
         return
     for name in names:
         number = getattr(signal, name, None)
-        if number is not None and name not in _hooks.watched:
+        if number is None:
+            continue
+        present = signal.getsignal(number)
+        taken_by_other_than_python = present is None and name in _hooks.watched
+        if not isinstance(present, _SignalHandler) and not taken_by_other_than_python:
             _hooks.watched.add(name)
-            _chain_signal(name, number)
+            signal.signal(number, _SignalHandler(name, present))
 
 
-def _chain_signal(name: str, number: int) -> None:
-    previous = signal.getsignal(number)
-    by_default = previous in {signal.SIG_DFL, signal.default_int_handler}
+class _SignalHandler:
+    """Tells the runs, then does what was done before it was installed.
 
-    def handler(received: int, frame: FrameType | None) -> None:
-        goes_on = any([run.signal_came(name) for run in list(_hooks.live)])  # noqa: C419 - every run must hear it
-        if callable(previous) and not (by_default and goes_on):
-            previous(received, frame)
-        elif previous == signal.SIG_DFL and not goes_on and not (_hooks.in_forked_child and name in _ONLY_ASK):
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+    A chain may hold several of these, with strangers between them: the outermost tells the runs, the others pass on.
+    """
 
-    signal.signal(number, handler)
+    def __init__(self, name: str, previous: Any) -> None:
+        self._name = name
+        self._previous = previous
+        self._is_default = previous in {signal.SIG_DFL, signal.default_int_handler}
+
+    def __call__(self, received: int, frame: FrameType | None) -> None:
+        outermost = self._name not in _hooks.telling
+        if outermost:
+            heard = [run.signal_came(self._name) for run in list(_hooks.live)]
+            _hooks.telling[self._name] = any(heard)
+        try:
+            self._pass_on(received, frame, goes_on=_hooks.telling[self._name])
+        finally:
+            if outermost:
+                del _hooks.telling[self._name]
+
+    def _pass_on(self, received: int, frame: FrameType | None, *, goes_on: bool) -> None:
+        if callable(self._previous) and not (self._is_default and goes_on):
+            self._previous(received, frame)
+        elif self._previous == signal.SIG_DFL and not goes_on and not self._spares_children():
+            signal.signal(received, signal.SIG_DFL)
+            os.kill(os.getpid(), received)
+
+    def _spares_children(self) -> bool:
+        return _hooks.in_forked_child and self._name in _ONLY_ASK

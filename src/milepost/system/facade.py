@@ -213,7 +213,7 @@ class ExperimentTrackingSystem(LogsMedia, GivesAlerts):
         self.checkpointer.wait(timeout)
 
     def end_experiment(
-        self, final_metrics: Mapping[str, Any] | None = None, status: str = "completed", reason: str = ""
+        self, final_metrics: Mapping[str, Any] | None = None, status: str | None = None, reason: str = ""
     ) -> None:
         """As :meth:`milepost.Run.end`."""
         self.tracker.end_experiment(final_metrics, status, reason)

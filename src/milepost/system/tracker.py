@@ -111,7 +111,7 @@ class ExperimentTracker:
         self.run.log(metrics, step, epoch)
 
     def end_experiment(
-        self, final_metrics: Mapping[str, Any] | None = None, status: str = "completed", reason: str = ""
+        self, final_metrics: Mapping[str, Any] | None = None, status: str | None = None, reason: str = ""
     ) -> None:
         """As :meth:`milepost.Run.end`."""
         self.run.end(final_metrics, status=status, reason=reason)

@@ -21,3 +21,9 @@ def test_a_death_is_told_by_what_the_kernel_knows(exit_code, signal_name, status
     told = death_of(exit_code, signal_name)
     assert (told.status, told.reason, told.signal) == (status, reason, signal_name)
     assert told.source == "companion"
+
+
+def test_a_death_that_the_scheduler_had_announced_is_a_preemption():
+    told = death_of(None, "SIGKILL", "after SIGUSR1")
+    assert (told.status, told.reason, told.signal) == ("preempted", "killed by SIGKILL after SIGUSR1", "SIGKILL")
+    assert death_of(3, "", "after SIGUSR1").status == "failed"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from milepost.core.errors import GaveUpWaitingError
+from milepost.core.errors import GaveUpWaitingError, InvalidCallError
 from milepost.environment import ranks as subject
 from milepost.environment.ranks import Ranks, StopAgreement, detect, meet
 
@@ -35,6 +35,19 @@ class TestDetect:
     )
     def test_without_a_meaningful_place_the_process_is_alone(self, environ: dict[str, str]) -> None:
         assert detect(environ) == Ranks(rank=0, world_size=1, local_rank=0)
+
+    def test_tasks_of_srun_are_ranks_where_they_are_to_meet_and_torchrun_stands_above_srun(self) -> None:
+        environ = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "MASTER_ADDR": "node1"}
+        assert detect(environ) == Ranks(rank=3, world_size=4, local_rank=1)
+        torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+        assert detect(environ | torchrun) == Ranks(rank=1, world_size=2, local_rank=0)
+
+    def test_tasks_that_are_not_to_meet_are_trainings_of_their_own_which_the_first_one_says(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        environ = {"SLURM_STEP_NUM_TASKS": "4"}
+        assert {detect(environ | {"SLURM_PROCID": str(rank)}) for rank in range(4)} == {Ranks()}
+        assert capsys.readouterr().err.count("set MASTER_ADDR") == 1
 
     def test_torch_is_not_imported(self) -> None:
         code = "import sys; from milepost.environment.ranks import *; detect(); assert 'torch' not in sys.modules"
@@ -289,3 +302,31 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(two_ranks:
     second.stdin.write("\n")
     second.stdin.flush()
     assert _line(second) == "still here"
+
+
+class TestUnderSrun:
+    ENVIRON = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "MASTER_ADDR": "localhost"}  # noqa: RUF012
+
+    def test_tasks_meet_also_where_each_has_a_shell_of_its_own(self, tmp_path: Path) -> None:
+        code = (
+            "from milepost.environment.ranks import detect, meet; ranks = detect(); "
+            "print(meet(ranks, 'run', {'id': 'a'} if ranks.rank == 0 else None))"
+        )
+        environ = os.environ | self.ENVIRON | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+        shell = f'export SLURM_TASK_PID=$$; {sys.executable} -c "$CODE"; exit $?'
+        started = [
+            subprocess.Popen(
+                ["sh", "-c", shell],
+                env=environ | {"SLURM_PROCID": rank, "CODE": code},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in ("1", "0")
+        ]
+        assert [process.communicate(timeout=60)[0] for process in started] == ["{'id': 'a'}\n"] * 2
+
+    def test_tasks_on_several_hosts_need_a_process_group(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in (self.ENVIRON | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_NODES": "2"}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InvalidCallError, match="several hosts"):
+            meet(detect(os.environ), "run", 1)
