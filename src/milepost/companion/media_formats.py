@@ -22,6 +22,8 @@ from milepost.runs.staged import Staged
 __all__ = ["Encoded", "encode"]
 
 Array = NDArray[Any]
+#: Largest number that is told from its neighbours in a histogram: the span of two such is still a float.
+_WIDEST = 8e307
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +105,17 @@ def _figure(data: memoryview, facts: Mapping[str, Any]) -> Encoded:
 def _histogram(data: memoryview, facts: Mapping[str, Any]) -> Encoded:
     values = _array(data, facts).reshape(-1).astype(np.float64)
     finite = values[np.isfinite(values)]
-    counts, edges = np.histogram(_in_range(finite), bins=facts["bins"])
+    counted = np.clip(finite, -_WIDEST, _WIDEST)
+    counts, edges = np.histogram(counted, bins=facts["bins"], range=_range_of(counted, facts["bins"]))
+    with np.errstate(over="ignore"):  # what is beyond every float is infinite here too
+        total, squares = float(finite.sum()), float(np.square(finite).sum())
     content = {
         "bin_edges": edges.tolist(),
         "counts": counts.tolist(),
         "min": float(finite.min()) if finite.size else None,
         "max": float(finite.max()) if finite.size else None,
-        "sum": float(finite.sum()),
-        "sum_squares": float(np.square(finite).sum()),
+        "sum": total,
+        "sum_squares": squares,
         "count": int(finite.size),
         "nan": int(np.isnan(values).sum()),
         "positive_infinity": int((values == np.inf).sum()),
@@ -120,9 +125,15 @@ def _histogram(data: memoryview, facts: Mapping[str, Any]) -> Encoded:
     return Encoded(content=as_json(content), ending=".histogram.json", media_type="application/json", facts=shown)
 
 
-def _in_range(finite: Array) -> Array:
-    """Values whose span has a width: bins between -1e308 and 1e308 would have none that is a number."""
-    return np.clip(finite, -8e307, 8e307)
+def _range_of(values: Array, bins: int) -> tuple[float, float]:
+    """From the smallest to the largest; wider where floats could not tell the edges of the bins apart."""
+    if not values.size:
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    room = max(4 * bins * float(np.spacing(max(abs(low), abs(high)))), 1e-290)
+    if low == high:
+        room = max(room, 0.5)
+    return (low, high) if high - low >= room else (low - room, high + room)
 
 
 def _audio(data: memoryview, facts: Mapping[str, Any]) -> Encoded:
