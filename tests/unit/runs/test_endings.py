@@ -129,3 +129,53 @@ def test_a_watched_signal_is_heard_and_then_does_what_it_did_before(before, goes
     """
     expected = printed or ["signal SIGTERM", "mine 15", "after", "end completed None "]
     assert outcome(body) == (expected, code)
+
+
+@pytest.mark.parametrize(
+    ("taken_over", "printed"),
+    [
+        ("signal.signal(15, lambda n, f: print('theirs', n, flush=True))", ["signal SIGTERM", "theirs 15"]),
+        (
+            """
+    ours = signal.getsignal(15)
+    def composed(n, f):
+        print('theirs', n, flush=True)
+        ours(n, f)
+    signal.signal(15, composed)
+            """,
+            ["signal SIGTERM", "theirs 15", "mine 15"],
+        ),
+        (
+            "ours = signal.getsignal(15); signal.signal(15, print); signal.signal(15, ours)",
+            ["signal SIGTERM", "mine 15"],
+        ),
+        ("signal.signal(15, signal.SIG_DFL)", ["signal SIGTERM"]),
+    ],
+    ids=["replaced", "composed", "put back", "reset"],
+)
+def test_whoever_takes_a_signal_over_is_chained_to_and_the_run_hears_it_once(taken_over, printed):
+    body = f"""
+    signal.signal(15, lambda n, f: print('mine', n, flush=True))
+    endings.listen(Run(True))
+    endings.watch_signals(("SIGTERM",))
+    {taken_over}
+    for step in range(3):
+        endings.watch_signals(("SIGTERM",))
+    os.kill(os.getpid(), 15)
+    """
+    assert outcome(body) == ([*printed, "end completed None "], 0)
+
+
+def test_a_handler_that_raises_leaves_the_next_signal_to_be_heard():
+    body = """
+    def leave(n, f): raise ValueError
+    signal.signal(15, leave)
+    endings.listen(Run(True))
+    endings.watch_signals(("SIGTERM",))
+    for _ in range(2):
+        try:
+            os.kill(os.getpid(), 15)
+        except ValueError:
+            pass
+    """
+    assert outcome(body) == (["signal SIGTERM", "signal SIGTERM", "end completed None "], 0)
