@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from milepost.cli.guest_views import GuestView
 from milepost.cli.output import Cell, print_line, print_table
 from milepost.cli.views import (
     AlertView,
@@ -146,6 +147,7 @@ def print_run(view: RunView) -> None:
     if view.checkpoints:
         _print_heading("CHECKPOINTS")
         print_checkpoints(view.checkpoints)
+    _print_guests(view.guests)
     _print_fields("SUMMARY", view.summary)
     _print_fields("HYPERPARAMETERS", view.hyperparameters)
     _print_fields("MODEL", view.model_config)
@@ -153,6 +155,13 @@ def print_run(view: RunView) -> None:
     _print_fields("ENVIRONMENT", {name: value for name, value in view.environment.items() if name != "packages"})
     _print_fields("FOLDERS", view.folders)
     _print_fields("TRACKERS INSIDE THE TRAINING (seconds of processor time)", view.tracker_cpu_seconds)
+
+
+def _print_guests(guests: Sequence[GuestView]) -> None:
+    if guests:
+        _print_heading("GUESTS")
+        rows: list[list[Cell]] = [[one.name, one.state, count(one.records), _ago(one.time)] for one in guests]
+        print_table(["GUEST", "STATE", "RECORDS", "LAST"], rows, numbers=["RECORDS"], whole=["GUEST"])
 
 
 def print_code(view: CodeView) -> None:

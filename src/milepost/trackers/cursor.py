@@ -22,11 +22,15 @@ __all__ = ["Cursor", "load_cursor", "save_cursor"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """``position`` is the feed's, ``guest`` what the guest's flush returned, ``closed`` whether it was told the end."""
+    """``position`` is the feed's, ``guest`` what the guest's flush returned, ``closed`` whether it was told the end.
+
+    ``records`` counts what was told of the log, from its first record.
+    """
 
     position: Mapping[str, Any] = field(default_factory=dict)
     guest: Mapping[str, Any] = field(default_factory=dict)
     closed: bool = False
+    records: int = 0
 
 
 def load_cursor(path: Path) -> Cursor:
@@ -38,7 +42,7 @@ def load_cursor(path: Path) -> Cursor:
         return Cursor()
     if not (isinstance(position, dict) and isinstance(guest, dict)):
         return Cursor()
-    return Cursor(position=position, guest=guest, closed=bool(plain.get("closed")))
+    return Cursor(position=position, guest=guest, closed=bool(plain.get("closed")), records=plain.get("records", 0))
 
 
 def save_cursor(path: Path, cursor: Cursor) -> None:
@@ -49,6 +53,6 @@ def save_cursor(path: Path, cursor: Cursor) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    plain = {"position": cursor.position, "guest": cursor.guest, "closed": cursor.closed}
+    plain = {"position": cursor.position, "guest": cursor.guest, "closed": cursor.closed, "records": cursor.records}
     temporary.write_text(json.dumps(plain), encoding="utf-8")
     temporary.replace(path)

@@ -71,6 +71,7 @@ class Delivery:
         self._saved = load_cursor(cursor_path)
         self._acknowledged = self._saved.guest
         self._feed = Feed(open_source, self._saved.position)
+        self._flushed = self._saved.records
         self._unflushed = 0
         self._flushed_at = time.monotonic()
         #: ``time.monotonic()`` at which the guest was called, None while it is not in a call.
@@ -116,7 +117,7 @@ class Delivery:
         self._saved = Cursor()
         self._acknowledged = self._saved.guest
         self._feed = Feed(self._open_source, {})
-        self._unflushed = 0
+        self._flushed = self._unflushed = 0
         return False
 
     def _write(self, records: list[LoggedRecord]) -> None:
@@ -128,6 +129,7 @@ class Delivery:
         if self._tracker is not None:
             with self._guest_called():
                 self._acknowledged = self._tracker.flush()
+        self._flushed += self._unflushed
         self._settling.append((time.monotonic() + self._pace.settle, self._cursor(self._acknowledged, closed=False)))
         self._on_progress(self._unflushed)
         self._unflushed = 0
@@ -141,7 +143,7 @@ class Delivery:
             self._save(settled)
 
     def _cursor(self, guest: Mapping[str, Any], *, closed: bool) -> Cursor:
-        return Cursor(position=self._feed.position(), guest=guest, closed=closed)
+        return Cursor(position=self._feed.position(), guest=guest, closed=closed, records=self._flushed)
 
     def _save(self, cursor: Cursor) -> None:
         self._saved = cursor

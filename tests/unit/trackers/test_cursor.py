@@ -11,7 +11,7 @@ from milepost.trackers.cursor import Cursor, load_cursor, save_cursor
 
 def test_a_cursor_comes_back_as_it_was_saved(tmp_path: Path):
     path = tmp_path / "deep" / "guest-x.json"
-    cursor = Cursor(position={"logs": {"00": 64}}, guest={"rows": 3}, closed=True)
+    cursor = Cursor(position={"logs": {"00": 64}}, guest={"rows": 3}, closed=True, records=5)
     save_cursor(path, cursor)
     assert load_cursor(path) == cursor
     assert [p.name for p in path.parent.iterdir()] == ["guest-x.json"]

@@ -321,3 +321,12 @@ def test_the_cursor_of_a_guest_that_needs_time_to_settle_lags_until_the_end(tmp_
     assert one.finish(_soon())
     assert load_cursor(path).guest == {"told": 5}
     assert load_cursor(path).closed
+
+
+def test_the_cursor_counts_what_was_told_of_the_log_over_all_processes(tmp_path: Path):
+    records = told(training(10, end=None))
+    for known in (4, len(records)):
+        one = follower(tmp_path, lambda: Diary(Memory()), records[:known])
+        one.start()
+        assert one.finish(time.monotonic() + 60)
+        assert load_cursor(tmp_path / "guest-diary.json").records == known
