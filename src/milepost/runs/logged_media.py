@@ -111,6 +111,7 @@ def _inside(folder: Path, name: str) -> Path | None:
     """The file ``name`` of ``folder``; None if it lies elsewhere, by its name or through a link."""
     try:
         path = folder.absolute() / name
-        return path if path.resolve().is_relative_to(folder.resolve()) and ".." not in path.parts else None
+        inside = path.resolve().relative_to(folder.resolve())
+        return path if inside.parts and ".." not in path.parts else None
     except (OSError, ValueError, RuntimeError):
         return None

@@ -26,13 +26,12 @@ class SystemSamples:
 
     columns: dict[tuple[int, str], _Column] = field(default_factory=dict)
 
-    def add(self, rank: int, wall_ns: int, values: Mapping[str, object]) -> None:
-        """Take one sample; what is no number is passed over."""
+    def add(self, rank: int, wall_ns: int, values: Mapping[str, float]) -> None:
+        """Take one sample."""
         for name, value in values.items():
-            if isinstance(value, (int, float)):
-                column = self.columns.setdefault((rank, str(name)), _Column())
-                column.wall_ns.append(wall_ns)
-                column.value.append(float(value))
+            column = self.columns.setdefault((rank, name), _Column())
+            column.wall_ns.append(wall_ns)
+            column.value.append(value)
 
     def names(self, rank: int) -> tuple[str, ...]:
         """What was sampled beside ``rank``."""
