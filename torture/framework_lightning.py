@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from milepost.integrations import file_courier
 from milepost.integrations.lightning import MilepostCheckpointIO, MilepostLogger
 from milepost.io.locks import wait_until_unused
-from torture.file_events import watch_files
 
 __all__ = ["WRITES_APART", "complaints", "train"]
 
@@ -47,9 +47,14 @@ class Regression(L.LightningModule):
         return torch.nn.functional.mse_loss(self.net(batch[0]), batch[1])
 
     def training_step(self, batch: Any, _: int) -> Any:
-        """Kill where ``TORTURE_KILL_STEP`` says; log the loss."""
-        if os.environ.get("TORTURE_KILL_STEP") == str(self.trainer.global_step):
+        """Kill, or wait for a signal from outside, where the environment says so; log the loss."""
+        step = str(self.trainer.global_step)
+        if os.environ.get("TORTURE_KILL_STEP") == step:
             os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("TORTURE_WAIT_STEP") == step:
+            Path("waiting").touch()
+            while not Path("go on").exists():
+                time.sleep(0.02)
         loss = self._loss(batch)
         self.log("train/loss", loss)
         return loss
@@ -70,6 +75,7 @@ def train() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     data = TensorDataset(torch.randn(32, 4), torch.randn(32, 1))
+    where = os.environ.get("TORTURE_CKPT_PATH", "last")
     processes = int(os.environ.get("TORTURE_PROCESSES", "1"))
     trainer = L.Trainer(
         accelerator="cpu",
@@ -83,7 +89,7 @@ def train() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Regression(), DataLoader(data, batch_size=8), DataLoader(data, batch_size=16), ckpt_path="last")
+    trainer.fit(Regression(), DataLoader(data, batch_size=8), DataLoader(data, batch_size=16), ckpt_path=where)
     Regression.load_from_checkpoint(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
 
 

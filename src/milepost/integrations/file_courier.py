@@ -4,7 +4,7 @@ A small second process. The training writes the content into shared memory (one 
 process, which writes, syncs, reads back, renames, and answers. Removals travel the same way, behind the saves that were
 before them. Where no memory can be shared or no process started, a thread does the same.
 
-**Invariants**: requests are carried out in their order, one at a time. While something is on its way its folder is marked
+**Invariants**: requests are carried out in their order, one at a time. While one is on its way its folder is marked
 (:func:`milepost.io.locks.mark_in_use`), by both processes. A file is not removed while the save before it failed.
 
 **On crash**: of the training, the process finishes what it was given and leaves. Of the process, the training still
@@ -191,6 +191,8 @@ class Courier:
 
     def _replace_carrier(self) -> None:
         """Give all that was not answered for to another process; to nobody if processes die of it."""
+        assert self._carrier is not None
+        self._carrier.close()
         self._deaths += 1
         if self._deaths > _MOST_DEATHS:
             number, pending = next(iter(self._pending.items()))

@@ -152,6 +152,8 @@ class MilepostLogger(_Base):  # type: ignore[misc]  # which package it comes fro
         saved = getattr(checkpoint_callback, "_last_checkpoint_saved", "")
         if not saved or "://" in saved:
             return
+        if getattr(checkpoint_callback, "save_last", None) == "link":
+            settle_files(self._config.exit_timeout)  # a link to this file is made next
         path = Path(saved).absolute()
         monitor, score = checkpoint_callback.monitor, checkpoint_callback.current_score
         metrics = self._latest | ({monitor: float(score)} if monitor is not None and score is not None else {})
