@@ -9,6 +9,7 @@ resume that did its step again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,9 @@ def _item(added: MediaAdded, at: LoggedAt, path: Path) -> MediaItem:
 
 def _inside(folder: Path, name: str) -> Path | None:
     """The file ``name`` of ``folder``; None if it lies elsewhere, by its name or through a link."""
-    try:
-        path = folder.absolute() / name
+    path = folder.absolute() / name
+    with suppress(OSError, ValueError, RuntimeError):
         inside = path.resolve().relative_to(folder.resolve())
-        return path if inside.parts and ".." not in path.parts else None
-    except (OSError, ValueError, RuntimeError):
-        return None
+        if inside.parts and ".." not in path.parts:
+            return path
+    return None
