@@ -196,10 +196,11 @@ def _fields(event: Any) -> dict[str, Any]:
 def test_the_same_bytes_come_out_however_often_it_was_interrupted(tmp_path: Path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
-        events = _story(folder)
-    records = told(events[:-1])
+        events = _story(folder)[:-1]
+    events += [Text(step=step, name=name, text="again") for step in range(3) for name in ("long", "loss")]
+    records = told(events)
     _deliver(whole, records)
-    for known in (5, 14, 17, 22, len(records)):
+    for known in (5, 14, 17, 22, 29, 31, len(records)):
         _deliver(parts, records[:known])
     files = [{p.name: p.read_bytes() for p in (f / "runs" / "exp-1").iterdir()} for f in (whole, parts)]
     assert files[0] == files[1]
