@@ -149,7 +149,7 @@ def _of_guest(layout: RunLayout, guest: str, told: list[str], *, dry_run: bool) 
 
 def _is_absent(guest: str) -> bool:
     """Whether the package of a guest of ours is not installed, so that there is nothing to try."""
-    return guest in {"tensorboard", "wandb"} and importlib.util.find_spec(guest) is None
+    return guest in {"tensorboard", "wandb", "mlflow"} and importlib.util.find_spec(guest) is None
 
 
 def _guests(layout: RunLayout) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from milepost.core.errors import InvalidCallError, InvalidInputError, MissingDependencyError
 from milepost.core.events import (
+    Alerted,
     BigIntegers,
     CheckpointChanged,
     Described,
@@ -43,7 +44,7 @@ from milepost.trackers.mlflow_words import (
     params_of,
     shortened,
     status_of,
-    system_name,
+    system_metric,
     tags_of,
 )
 from milepost.trackers.protocol import RunDescription
@@ -262,10 +263,12 @@ class MlflowTracker:
                 self._take_values({name: float(text) for name, text in event.values.items()}, None, when, event.step)
             case SystemSampled():
                 for name, value in event.values.items():
-                    self._add(system_name(name), value, when, self._told.samples)
+                    self._add(*system_metric(name, value), when, self._told.samples)
                 self._told.samples += 1
             case StatusChanged():
                 self._told.ended_ms = when
+            case Alerted():
+                self._tags["milepost.alert"] = shortened(f"{event.level}: {event.title}")
             case Rewound():
                 self._tags["milepost.resumed_at"] = str(event.step + 1)
             case Described():

@@ -24,7 +24,7 @@ __all__ = [
     "params_of",
     "shortened",
     "status_of",
-    "system_name",
+    "system_metric",
     "tags_of",
 ]
 
@@ -35,18 +35,16 @@ _LONGEST_NAME = 250
 _LONGEST_TAG = 5000  # 8000 in newer servers
 _REFUSED = re.compile(r"[^/\w.\- :]")
 _STATUS = {"running": "RUNNING", "completed": "FINISHED", "failed": "FAILED", "paused": "SCHEDULED"}
-#: What MLflow's own sampler calls the same things, so that its page of system metrics shows ours.
+#: What MLflow's own sampler calls the same things, and by what it divides, so that its page of them shows ours.
 _SYSTEM = {
-    "system/cpu_percent": "system/cpu_utilization_percentage",
-    "system/memory_percent": "system/system_memory_usage_percentage",
-    "system/disk_percent": "system/disk_usage_percentage",
+    "system/cpu_percent": ("system/cpu_utilization_percentage", 1.0),
+    "system/memory_used_bytes": ("system/system_memory_usage_megabytes", 1e6),
 }
-_OF_A_GPU = re.compile(r"system/gpu(?:[._/]?)(\d+)[._/](.+)")
+_OF_A_GPU = re.compile(r"system/gpu(\d+)/(.+)")
 _GPU = {
-    "percent": "utilization_percentage",
-    "utilization_percent": "utilization_percentage",
-    "memory_percent": "memory_usage_percentage",
-    "power_watts": "power_usage_watts",
+    "utilization_percent": ("utilization_percentage", 1.0),
+    "memory_used_bytes": ("memory_usage_megabytes", 1e6),
+    "power_watts": ("power_usage_watts", 1.0),
 }
 
 
@@ -114,9 +112,11 @@ def status_of(status: str) -> str:
     return _STATUS.get(status, "KILLED")
 
 
-def system_name(name: str) -> str:
-    """MLflow's own name of a system metric where it has one."""
+def system_metric(name: str, value: float) -> tuple[str, float]:
+    """A sample under MLflow's own name and in its unit where it has one, else as it is."""
     gpu = _OF_A_GPU.fullmatch(name)
     if gpu is not None and gpu[2] in _GPU:
-        return f"system/gpu_{gpu[1]}_{_GPU[gpu[2]]}"
-    return accepted_name(_SYSTEM.get(name, name))
+        theirs, divisor = _GPU[gpu[2]]
+        return f"system/gpu_{gpu[1]}_{theirs}", value / divisor
+    theirs, divisor = _SYSTEM.get(name, (accepted_name(name), 1.0))
+    return theirs, value / divisor

@@ -15,6 +15,7 @@ import pytest
 
 from milepost.core.errors import InvalidCallError, InvalidInputError, MissingDependencyError
 from milepost.core.events import (
+    Alerted,
     BigIntegers,
     CheckpointChanged,
     Described,
@@ -275,16 +276,22 @@ def test_an_artifact_that_is_refused_keeps_no_number_back(tmp_path: Path):
     assert len(_points(tmp_path, "loss")) == 1
 
 
-def test_system_metrics_have_mlflows_names_and_a_count_for_a_step(tmp_path: Path):
-    sampled = [SystemSampled(values={"system/cpu_percent": float(n), "system/own": 1.0}) for n in range(3)]
+def test_system_metrics_have_mlflows_names_and_units_and_a_count_for_a_step(tmp_path: Path):
+    values = {"system/memory_used_bytes": 5e6, "system/gpu0/power_watts": 300.0, "system/disk_free_bytes": 7.0}
+    sampled = [SystemSampled(values=values | {"system/cpu_percent": float(n)}) for n in range(3)]
     _deliver(tmp_path, [identified(), *sampled[:2]])
     _deliver(tmp_path, [identified(), *sampled])
-    assert [(s, v) for s, _, v in _points(tmp_path, "system/cpu_utilization_percentage")] == [
-        (0, 0.0),
-        (1, 1.0),
-        (2, 2.0),
-    ]
-    assert len(_points(tmp_path, "system/own")) == 3
+    cpu = _points(tmp_path, "system/cpu_utilization_percentage")
+    assert [(step, value) for step, _, value in cpu] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    found = _only(tmp_path).data.metrics
+    assert found["system/system_memory_usage_megabytes"] == 5.0
+    assert found["system/gpu_0_power_usage_watts"] == 300.0
+    assert found["system/disk_free_bytes"] == 7.0
+
+
+def test_an_alert_is_a_tag(tmp_path: Path):
+    _deliver(tmp_path, [identified(), Alerted(step=1, title="loss is NaN", level="error")])
+    assert _only(tmp_path).data.tags["milepost.alert"] == "error: loss is NaN"
 
 
 @pytest.mark.parametrize(
