@@ -22,7 +22,7 @@ class Extremes:
 
     def known(self) -> dict[str, list[float]]:
         """Smallest and largest by name."""
-        return dict(self._known)
+        return {name: list(pair) for name, pair in self._known.items()}
 
     def take(self, values: Mapping[str, Number]) -> None:
         """Look at the values of one row; what is no finite number is passed over."""

@@ -213,4 +213,7 @@ def test_extremes_go_on_where_they_were():
     again = Extremes(extremes.known())
     again.take({"loss": 1.0})
     assert again.summary() == {"min/loss": 1.0, "max/loss": 2.0}
+    known = again.known()
+    again.take({"loss": 9.0})
+    assert known == {"loss": [1.0, 2.0]}  # a cursor that waits to be saved does not change
     assert extremes.summary() == {"min/loss": 2.0, "max/loss": 2.0}
