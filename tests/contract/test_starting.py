@@ -236,3 +236,26 @@ def test_a_neighbour_whose_metadata_is_damaged_hinders_no_start(tmp_path, damage
     out, err, code = run_script(tmp_path, script('resume="auto"'), MILEPOST_COMPANION="thread")
     assert code == 0, err
     assert out.startswith("started life_")
+
+
+def test_where_no_companion_can_be_started_threads_do_its_work_and_the_run_says_so(tmp_path: Path) -> None:
+    (tmp_path / "no-program").write_bytes(b"not for this machine")
+    (tmp_path / "no-program").chmod(0o755)
+    body = """
+        import sys
+        import torch
+        import milepost
+        sys.executable = "./no-program"
+        run = milepost.start("life", tensorboard_dir=None, capture_code=False)
+        model = torch.nn.Linear(3, 3)
+        run.log({"loss": 0.5}, 1)
+        run.save_checkpoint(model, step=1)
+        run.end()
+    """
+    _, err, exit_code = run_script(tmp_path, body)
+    assert exit_code == 0, err
+    assert err.count("no companion process can be started") == 1
+    (found,) = milepost.open(tmp_path).runs()
+    assert found.status == "completed"
+    assert [info.step for info in found.checkpoints] == [1]
+    assert any("no companion process" in notice.message for notice in found.notices)

@@ -18,10 +18,11 @@ from milepost.companion.desk import SaveDesk, Submitted
 from milepost.companion.duties import Duties
 from milepost.companion.messages import FromCompanion, Hello, Saved, SaveFailed, SaveOver, Told
 from milepost.core.errors import MilepostError, StorageError
+from milepost.core.events import Noticed
 from milepost.core.saying import say
 from milepost.runs.log import DirectLog
 
-__all__ = ["InlineCompanion"]
+__all__ = ["InlineCompanion", "instead_of_a_process"]
 
 _TICK = 0.05
 _SYNC_EVERY = 1.0
@@ -126,3 +127,14 @@ class _Patience:
         if time.monotonic() > self._say_at:
             self._say_at = time.monotonic() + 5.0
             say(f"waiting for {text}")
+
+
+def instead_of_a_process(refusal: str) -> Noticed:
+    """What to say where a companion process was wanted and the system gave none."""
+    return Noticed(
+        source="companion",
+        topic="no-process",
+        message=f"no companion process can be started ({refusal}): threads of the training do its work, and a "
+        "checkpoint that is under way ends with it",
+        cure="raise the limit of processes (ulimit -u), or that of the container",
+    )

@@ -348,6 +348,7 @@ def _log_and_companion(
 ) -> tuple[LogWriter | DirectLog, CompanionProcess | InlineCompanion, DeviceValues]:
     """Shared memory and a process where the system has both; else one write per record and a thread."""
     ticks: list[Callable[[], None]] = []
+    refusal = ""
 
     def every_tick() -> None:
         for tick in ticks:
@@ -361,15 +362,22 @@ def _log_and_companion(
         )
         values = _begin_log(writer, hello)
         ticks += [ClockKeeper(writer).tick, values.poll, stop.poll, insiders.check]
-        process.start(writer)
-        return writer, process, values
-    from milepost.companion.inline import InlineCompanion  # brings all duties along
+        try:
+            process.start(writer)
+        except OSError as error:
+            refusal = str(error)
+            ticks.clear()
+        else:
+            return writer, process, values
+    from milepost.companion.inline import InlineCompanion, instead_of_a_process  # brings all duties along
 
     inline = InlineCompanion(hello, every_tick=every_tick, heard=insiders.hear)
     direct = DirectLog(layout, opened.log_id, on_bad_value=_tell_bad_value, strict=config.strict)
     values = _begin_log(direct, hello)
     ticks += [ClockKeeper(direct).tick, values.poll, stop.poll, insiders.check]
     inline.start(direct)
+    if refusal:
+        _tell_and_record(direct, instead_of_a_process(refusal))
     return direct, inline, values
 
 
