@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from milepost.core.records import CheckpointInfo, LoadReport, ResumePoint
     from milepost.run import Run
+    from milepost.run.watching import watch
     from milepost.runs.store import open  # noqa: A004  # milepost.open(folder), as in gzip.open
     from milepost.system import ExperimentTracker, ExperimentTrackingSystem, start
     from milepost.trackers.tensorboard import TensorboardTracker
@@ -68,6 +69,7 @@ __all__ = [
     "open",
     "open_checkpoint",
     "start",
+    "watch",
 ]
 
 _HOMES = {
@@ -88,6 +90,7 @@ _HOMES = {
     ),
     "milepost.core.records": ("CheckpointInfo", "LoadReport", "ResumePoint"),
     "milepost.run": ("Run",),
+    "milepost.run.watching": ("watch",),
     "milepost.runs.store": ("open",),
     "milepost.system": ("ExperimentTracker", "ExperimentTrackingSystem", "start"),
     "milepost.trackers.tensorboard": ("TensorboardTracker",),

@@ -58,6 +58,9 @@ class DisabledRun(LogsMedia, GivesAlerts):
     def unpause(self) -> None:
         """Nothing."""
 
+    def watch(self, model: Any, optimizer: Any = None, *, every: int = 10, layers: bool = False) -> None:
+        """Nothing."""
+
     def resume(self, *objects: Any, **named: Any) -> ResumePoint:
         """Fresh, step 0."""
         return ResumePoint(step=0, epoch=0, fresh=True)

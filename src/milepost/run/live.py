@@ -29,6 +29,7 @@ from milepost.run.logging_media import LogsMedia
 from milepost.run.media import MediaDesk
 from milepost.run.stopping import Stopping
 from milepost.run.summing_up import SumsUp
+from milepost.run.watching import WatchesModels
 from milepost.run.worker import WorkerRun
 from milepost.runs.console import ConsoleTee
 from milepost.runs.endings import in_notebook, listen, status_of_exception, stop_listening
@@ -55,7 +56,7 @@ class Companion(Protocol):
         """Wait until the log is on disk up to ``position``; False if it is not by ``deadline``."""
 
 
-class Run(LogsMedia, GivesAlerts, KnowsForeignCheckpoints, SumsUp):
+class Run(LogsMedia, GivesAlerts, WatchesModels, KnowsForeignCheckpoints, SumsUp):
     """A live run. Made by :func:`milepost.start` or ``ExperimentTrackingSystem.start_experiment``, never directly.
 
     Attributes:
@@ -364,6 +365,7 @@ class Run(LogsMedia, GivesAlerts, KnowsForeignCheckpoints, SumsUp):
         end = end if said else self._stop.judged(end)
         if self._console is not None:
             self._console.remove()
+        self._stop_watching()
         self._before_end()
         self.checkpointer.settle_copies()  # what is handed over behind the end would not be written
         self._log.append(without_secrets(end))

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Protocol
 
 from milepost.core.events import StatusChanged
 
-__all__ = ["Endable", "in_notebook", "listen", "status_of_exception", "stop_listening", "watch_signals"]
+__all__ = ["Endable", "in_notebook", "listen", "live", "status_of_exception", "stop_listening", "watch_signals"]
 
 
 class Endable(Protocol):
@@ -79,6 +79,11 @@ def listen(run: Endable) -> None:
 def _forget_runs_of_parent() -> None:
     _hooks.live.clear()
     _hooks.in_forked_child = True
+
+
+def live() -> list[Endable]:
+    """The runs of this process that have not ended."""
+    return list(_hooks.live)
 
 
 def stop_listening(run: Endable) -> None:

@@ -173,6 +173,10 @@ class ExperimentTrackingSystem(LogsMedia, GivesAlerts):
         """As :meth:`milepost.Run.resume`."""
         return self.tracker.run.resume(model, optimizer, scheduler, scaler=scaler, loader=loader, extra=extra)
 
+    def watch(self, model: Any, optimizer: Any = None, *, every: int = 10, layers: bool = False) -> None:
+        """As :meth:`milepost.Run.watch`."""
+        self.tracker.run.watch(model, optimizer, every=every, layers=layers)
+
     def should_save(self, step: int) -> bool:
         """As :meth:`milepost.Run.should_save`."""
         return self.tracker.run.should_save(step)
