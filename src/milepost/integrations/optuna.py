@@ -150,6 +150,7 @@ class MilepostCallback:
         run = self._run(trial, self._name if status == "completed" else None)
         with self._lock:
             del self._live[trial.number]
+        run.describe_hyperparameters(trial.params)  # some may be suggested only in the course of a trial
         run.end(final, status=status, reason=reason)
 
     def _named(self, value: float | Sequence[float]) -> dict[str, float]:

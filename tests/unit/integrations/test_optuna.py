@@ -39,20 +39,21 @@ def test_a_tracked_trial_is_a_run_while_it_goes_on_and_ends_as_the_trial_does(tm
         run = tracking.run(trial)
         assert tracking.run(trial) is run
         run.log({"loss": 1.0 / lr}, 0)
+        trial.suggest_categorical("late", [True])
         if lr == 2:
             raise optuna.TrialPruned
         if lr == 3:
             raise ValueError("broken")
         return run.summary["loss"].min
 
-    study = optuna.create_study(study_name="mine", sampler=optuna.samplers.GridSampler({"lr": [1, 2, 3]}, seed=1))
+    study = optuna.create_study(study_name="mine", sampler=optuna.samplers.GridSampler({"lr": [1, 2, 3], "late": [True]}, seed=1))
     study.optimize(objective, 3, catch=ValueError, callbacks=[tracking])
     runs = runs_of(tmp_path, "group:mine tag:sweep")
     assert sorted(runs) == ["lr1", "lr2", "lr3"]
     assert (runs["lr1"].status, runs["lr1"].summary) == ("completed", {"loss": 1.0})
     assert (runs["lr2"].status, runs["lr2"].state.reason) == ("stopped", "pruned")
     assert (runs["lr3"].status, runs["lr3"].state.reason) == ("failed", "ValueError: broken")
-    assert runs["lr3"].hyperparameters == {"lr": 3}
+    assert runs["lr3"].hyperparameters == {"lr": 3, "late": True}
 
 
 def test_a_callback_alone_records_what_optuna_knows(tmp_path: Path):
