@@ -144,6 +144,7 @@ def print_run(view: RunView) -> None:
         _print_alert(alert)
     _print_attempts(view.attempts)
     _print_metrics(view.metrics)
+    _print_machine(view.machine)
     if view.checkpoints:
         _print_heading("CHECKPOINTS")
         print_checkpoints(view.checkpoints)
@@ -155,6 +156,18 @@ def print_run(view: RunView) -> None:
     _print_fields("ENVIRONMENT", {name: value for name, value in view.environment.items() if name != "packages"})
     _print_fields("FOLDERS", view.folders)
     _print_fields("TRACKERS INSIDE THE TRAINING (seconds of processor time)", view.tracker_cpu_seconds)
+
+
+def _print_machine(used: Mapping[str, float]) -> None:
+    """One line of what the training used."""
+    words = {
+        "process_memory_bytes": lambda value: f"{size(int(value))} of memory at the most",
+        "cpu_percent": lambda value: f"processor {value:.0f} % busy on average",
+        "gpu_percent": lambda value: f"GPU {value:.0f} %",
+    }
+    if used:
+        _print_heading("MACHINE")
+        print_line(", ".join(words[name](value) for name, value in used.items()))
 
 
 def _print_guests(guests: Sequence[GuestView]) -> None:

@@ -176,6 +176,7 @@ class RunView:
     environment: Mapping[str, Any]
     folders: Mapping[str, Any]
     tracker_cpu_seconds: Mapping[str, Any]
+    machine: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +318,7 @@ def run_view(run: RunReader) -> RunView:
         summary=dict(run.summary),
         environment=_mapping(facts.get("environment")),
         tracker_cpu_seconds=_mapping(facts.get("tracker_cpu_seconds")),
+        machine=run.history.samples.at_a_glance(),
         folders={
             "experiment": run.layout.experiment,
             "log": run.layout.log,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from milepost.runs.series import Points, Series
 
 __all__ = ["SystemSamples"]
+
+
+_GPU = "system/gpu[0-9]+/utilization_percent"
 
 
 @dataclass(slots=True)
@@ -36,6 +40,23 @@ class SystemSamples:
     def names(self, rank: int) -> tuple[str, ...]:
         """What was sampled beside ``rank``."""
         return tuple(name for of_rank, name in self.columns if of_rank == rank)
+
+    def at_a_glance(self, rank: int = 0) -> dict[str, float]:
+        """Largest memory of the training's processes, and means of processor and GPUs; what was not sampled is absent.
+
+        Keys: ``process_memory_bytes``, ``cpu_percent``, ``gpu_percent``.
+        """
+        shown: dict[str, float] = {}
+        memory = self.columns.get((rank, "system/process_memory_bytes"))
+        if memory is not None:
+            shown["process_memory_bytes"] = max(memory.value)
+        for key, names in (("cpu_percent", "system/cpu_percent"), ("gpu_percent", _GPU)):
+            found = [
+                column.value for (of, name), column in self.columns.items() if of == rank and re.fullmatch(names, name)
+            ]
+            if found:
+                shown[key] = float(np.mean(np.concatenate(found)))
+        return shown
 
     def series(self, name: str, rank: int, logged: Iterable[Points]) -> Series:
         """One of them by time; ``step`` is the last one that ``logged`` knows at that time, -1 before the first."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -20,13 +21,14 @@ class Killed(BaseException):
 
 
 class Fate:
-    """Ends the encoder at its n-th step: at each file opened, renamed or removed, and around each record."""
+    """Ends this thread at its n-th step: at each file opened, renamed or removed, and around each record."""
 
     def __init__(self) -> None:
         self.left: int | None = None
+        self._thread = threading.get_ident()
 
     def step(self) -> None:
-        if self.left is not None:
+        if self.left is not None and threading.get_ident() == self._thread:
             self.left -= 1
             if self.left < 0:
                 self.left = None

@@ -5,6 +5,7 @@ import pytest
 import milepost
 from milepost.core.events import SystemSampled
 from milepost.runs.store import RunReader
+from milepost.runs.telling import read_history
 
 
 def test_samples_are_columns_over_time_with_the_step_known_then(layout, direct):
@@ -29,3 +30,13 @@ def test_each_host_has_samples_of_its_own(layout, direct):
     reader = RunReader(layout)
     assert reader.system_series("system/cpu_percent", rank=8).value.tolist() == [8.0]
     assert reader.system == ("system/cpu_percent",)
+
+
+def test_at_a_glance_it_is_the_largest_memory_and_the_means(layout, direct):
+    log = direct(role="companion")
+    assert read_history(layout).samples.at_a_glance() == {}
+    for memory, cpu in ((5, 10), (9, 30), (7, 50)):
+        values = {"system/process_memory_bytes": memory, "system/cpu_percent": cpu}
+        log.append(SystemSampled(values=values | {f"system/gpu{n}/utilization_percent": cpu + n for n in range(2)}))
+    shown = read_history(layout).samples.at_a_glance()
+    assert shown == {"process_memory_bytes": 9.0, "cpu_percent": 30.0, "gpu_percent": 30.5}
