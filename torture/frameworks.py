@@ -25,7 +25,11 @@ from milepost.cli.demo import differences
 __all__ = ["sweep"]
 
 #: Each offers ``train()``, ``complaints(folder)`` and ``WRITES_APART``.
-FRAMEWORKS = {"lightning": "torture.framework_lightning", "huggingface": "torture.framework_huggingface"}
+FRAMEWORKS = {
+    "lightning": "torture.framework_lightning",
+    "accelerate": "torture.framework_accelerate",
+    "huggingface": "torture.framework_huggingface",
+}
 
 
 def sweep(framework: str, folder: Path, sample: int | None = None, seed: int = 0) -> Iterator[str]:

@@ -19,13 +19,13 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
+from torture.framework_lightning import Regression, complaints
+from torture.frameworks import metrics_of
 
 import milepost
 from milepost.cli.demo import differences
 from milepost.core.errors import CorruptDataError, InvalidInputError
 from milepost.integrations.lightning import MilepostCheckpointIO, MilepostLogger
-from torture.framework_lightning import Regression, complaints
-from torture.frameworks import metrics_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,7 @@ pytestmark = [
 
 
 class WithTest(Regression):
-    def test_step(self, batch: Any, _: int) -> None:
+    def test_step(self, batch: Any, index: int) -> None:
         self.log("test/loss", self._loss(batch))
 
 
