@@ -46,7 +46,9 @@ def test_a_tracked_trial_is_a_run_while_it_goes_on_and_ends_as_the_trial_does(tm
             raise ValueError("broken")
         return run.summary["loss"].min
 
-    study = optuna.create_study(study_name="mine", sampler=optuna.samplers.GridSampler({"lr": [1, 2, 3], "late": [True]}, seed=1))
+    study = optuna.create_study(
+        study_name="mine", sampler=optuna.samplers.GridSampler({"lr": [1, 2, 3], "late": [True]}, seed=1)
+    )
     study.optimize(objective, 3, catch=ValueError, callbacks=[tracking])
     runs = runs_of(tmp_path, "group:mine tag:sweep")
     assert sorted(runs) == ["lr1", "lr2", "lr3"]
