@@ -147,3 +147,51 @@ def test_a_pretrained_bert_is_fine_tuned_offline(tmp_path: Path) -> None:
     assert run.best is not None
     losses = list(_metrics(tmp_path)["loss"].values())
     assert losses[-1] < losses[0] - 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
+@pytest.mark.parametrize("block", ["huggingface", "huggingface_fast"])
+def test_the_examples_for_trainer_run_as_printed_and_a_killed_run_ends_with_the_losses_of_an_undisturbed_one(
+    block: str, tmp_path: Path
+) -> None:
+    command = ("-m", "tests.docs.run_huggingface", block, "out")
+    code, output = _run(tmp_path / "undisturbed", *command)
+    assert code == 0, output
+    code, output = _run(tmp_path / "killed", *command, EXAMPLE_KILL="620")
+    assert code == -signal.SIGKILL, output
+    code, output = _run(tmp_path / "killed", *command)
+    assert code == 0, output
+
+    found = _metrics(tmp_path / "killed")
+    expected = _metrics(tmp_path / "undisturbed")
+    exact = ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss")
+    assert {name: found[name] for name in exact} == {name: expected[name] for name in exact}
+    assert max(found["train/loss"]) in {1000, 1020}
+    run = _only_run(tmp_path / "killed")
+    assert run.status == "completed"
+    assert len(run.attempts) == 2
+    assert run.best is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("lightning") is None, reason="needs lightning")
+@pytest.mark.parametrize("block", ["lightning_short", "lightning"])
+def test_the_examples_for_lightning_run_as_printed_and_a_killed_run_ends_with_the_losses_of_an_undisturbed_one(
+    block: str, tmp_path: Path
+) -> None:
+    command = ("-m", "tests.docs.run_lightning", block)
+    code, output = _run(tmp_path / "undisturbed", *command)
+    assert code == 0, output
+    code, output = _run(tmp_path / "killed", *command, EXAMPLE_KILL="70")
+    assert code == -signal.SIGKILL, output
+    code, output = _run(tmp_path / "killed", *command)
+    assert code == 0, output
+
+    found = _metrics(tmp_path / "killed")
+    assert differences(_metrics(tmp_path / "undisturbed"), found) == []
+    assert list(found["train/loss"]) == list(range(90))
+    run = _only_run(tmp_path / "killed")
+    assert run.status == "completed"
+    assert len(run.attempts) == 2
+    assert [info.verified for info in run.checkpoints if info.path.exists()] == [True] * 4

@@ -11,6 +11,7 @@ from milepost.integrations.huggingface_folders import newest_checkpoint
 
 try:
     from milepost.integrations.huggingface_callback import MilepostCallback
+    from milepost.integrations.huggingface_fast_saves import MilepostTrainerMixin
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] not in {"transformers", "torch", "accelerate"}:
         raise
@@ -19,4 +20,4 @@ except ModuleNotFoundError as error:
         cure='pip install "milepost[transformers]"',
     ) from error
 
-__all__ = ["MilepostCallback", "newest_checkpoint"]
+__all__ = ["MilepostCallback", "MilepostTrainerMixin", "newest_checkpoint"]

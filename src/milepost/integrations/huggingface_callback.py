@@ -30,7 +30,8 @@ from milepost.core.errors import (
 from milepost.core.records import CheckpointInfo
 from milepost.core.saying import say
 from milepost.integrations.huggingface_arguments import data_facts, hyperparameters_of, metric_names, model_facts
-from milepost.integrations.huggingface_folders import STATE_FILE, inspect_folder, keep_digests, step_of
+from milepost.integrations.huggingface_digests import STATE_FILE, keep_digests
+from milepost.integrations.huggingface_folders import inspect_folder, step_of
 from milepost.run import DisabledRun, Run
 from milepost.system.facade import start
 
@@ -103,6 +104,7 @@ class MilepostCallback(_transformers.TrainerCallback):  # type: ignore[misc]  # 
             if state.is_world_process_zero:
                 say(f"{run.id} goes on after step {state.global_step} (attempt {run.attempt})")
         if state.is_world_process_zero:
+            self._folders.know(run.checkpoints)
             _set_torn_folders_aside(Path(args.output_dir), state.global_step)
 
     def _start_run(self, args: Any, objects: Mapping[str, Any]) -> None:
@@ -138,7 +140,7 @@ class MilepostCallback(_transformers.TrainerCallback):  # type: ignore[misc]  # 
         if self.run is None or self.run.ended or not state.is_world_process_zero or not logs:
             return
         metrics = metric_names(logs)
-        self._evaluated |= {name: value for name, value in metrics.items() if name.startswith("eval/")}
+        self._evaluated |= {name: value for name, value in metrics.items() if _is_quality(name)}
         self.run.log(metrics, state.global_step, epoch=state.epoch)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **objects: Any) -> Any:
@@ -166,11 +168,11 @@ class MilepostCallback(_transformers.TrainerCallback):  # type: ignore[misc]  # 
     # ---------------------------------------------------------------- its checkpoints
 
     def _announce_save(self, args: Any, state: Any, control: Any) -> Any:
-        """Trainer is about to write over a folder of an earlier attempt: from now on that is not whole."""
-        folder = _folder_of(args, state)
+        """Trainer is about to write, perhaps over a folder of an earlier attempt: from now on that is not whole."""
         if control.should_save and state.is_world_process_zero:
+            self._folders.settle(self._config.exit_timeout)  # before Trainer looks which is the newest, and removes one
             with suppress(OSError):
-                (folder / STATE_FILE).unlink()
+                (_folder_of(args, state) / STATE_FILE).unlink()
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
@@ -203,6 +205,11 @@ def _with_best(config: ExperimentConfig, args: Any) -> ExperimentConfig:
     return replace(config, best_metric=name, best_mode="max" if args.greater_is_better else "min")
 
 
+def _is_quality(name: str) -> bool:
+    """Whether a metric tells how good the model is, and not how fast it was evaluated."""
+    return name.startswith("eval/") and not name.endswith(("runtime", "per_second", "compilation_time"))
+
+
 def _folder_of(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
@@ -233,6 +240,10 @@ class _Folders:
         self._listed: dict[str, CheckpointInfo] = {}
         self._reader: ThreadPoolExecutor | None = None
         self._open: set[Future[None]] = set()
+
+    def know(self, listed: Iterable[CheckpointInfo]) -> None:
+        """What earlier attempts wrote and is still there."""
+        self._listed = {info.filename: info for info in listed if info.format == "huggingface"}
 
     def written(self, info: CheckpointInfo, run: Run | DisabledRun | None) -> None:
         """A folder is complete."""

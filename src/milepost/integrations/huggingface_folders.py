@@ -3,19 +3,14 @@
 Trainer writes ``checkpoint-<step>`` in place, file by file, and syncs nothing: a kill leaves the newest folder torn, a
 power loss leaves files of the right length with the wrong content. What tells is looked at: every shard of the weights
 to its end, the CRC of every entry of the files that torch wrote, the blocks of milepost's, every JSON text, and that
-the files of a save are all there. safetensors files have no checksum; :func:`keep_digests` gives every file one.
+the files of a save are all there. safetensors files have no checksum; :mod:`.huggingface_digests` gives every file one.
 
 **Invariants**: nothing is unpickled, torch is not imported, and no file is changed. A folder is called whole only if
 its ``trainer_state.json``, which Trainer writes last, belongs to it.
-
-**On crash**: digests are written after the folder is complete, in one rename. They hold the times of the files, so
-digests that an earlier save left in a folder that was written again accuse nobody.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import pickletools
 import re
@@ -27,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from milepost.checkpoint.huggingface_folder import weight_files
 from milepost.checkpoint.parallel import available_cores, share_out
 from milepost.checkpoint.reading import open_checkpoint
@@ -37,12 +30,11 @@ from milepost.checkpoint.zip_check import ZipAnomalyError, check_zip
 from milepost.core.errors import CorruptDataError, InvalidCallError, MilepostError, NotFoundError, StorageError
 from milepost.core.saying import say
 from milepost.environment.ranks import detect, meet
-from milepost.io.durable import replace_file, storage_error
+from milepost.integrations.huggingface_digests import DIGESTS, STATE_FILE, damaged, proven, read_json
+from milepost.io.durable import storage_error
 
-__all__ = ["DIGESTS", "STATE_FILE", "FolderContent", "inspect_folder", "keep_digests", "newest_checkpoint", "step_of"]
+__all__ = ["FAST_FILE", "FAST_RANK_FILE", "FolderContent", "inspect_folder", "newest_checkpoint", "step_of"]
 
-STATE_FILE = "trainer_state.json"
-DIGESTS = "milepost-digests.json"
 #: What :class:`MilepostTrainerMixin` writes instead of Trainer's own files; rank 0 has the first one.
 FAST_FILE, FAST_RANK_FILE = "trainer.milepost", "trainer-rank{}.milepost"
 
@@ -55,7 +47,6 @@ _TORCH_ENDINGS = (".pt", ".pth", ".bin")
 _ZIP = b"PK\x03\x04"
 _LOCAL_HEADER_BYTES = 30
 _PIECE = 8 << 20
-_LARGEST_TEXT = 1 << 30
 _PATIENCE = 600.0
 
 
@@ -168,7 +159,7 @@ def _inspect(folder: Path) -> FolderContent:
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     state = _state(folder)
     parts = _require_complete(folder, files)
-    unproven = [path for name, path in files.items() if name != DIGESTS and not _proven(folder, name, path)]
+    unproven = [path for name, path in files.items() if name != DIGESTS and not proven(folder, name, path)]
     ranges = [piece for path in unproven for piece in _look_into(path)]
     share_out(ranges, _check_ranges, threads=available_cores())
     size = sum(path.stat().st_size for path in files.values())
@@ -179,17 +170,17 @@ def _state(folder: Path) -> dict[str, Any]:
     path = folder / STATE_FILE
     if not path.is_file():
         raise NotFoundError(f"{STATE_FILE}, which is written last, is missing", cure="use another checkpoint")
-    state = _json(path)
+    state = read_json(path)
     step = state.get("global_step") if isinstance(state, dict) else None
     if type(step) is not int or step != (step_of(folder) if step_of(folder) is not None else step):
-        raise _damaged(path, f"it is of step {step}")
+        raise damaged(path, f"it is of step {step}")
     return dict(state)
 
 
 def _require_complete(folder: Path, files: dict[str, Path]) -> tuple[str, ...]:
     """Which parts there are, if none is missing."""
     if not any(name in files for name in _ADAPTERS) and not _any(folder, _SHARDED):
-        absent = [path.name for path in weight_files(folder) if path.name not in files]
+        absent = [path.name for path in _weights(folder) if path.name not in files]
         if absent:
             raise NotFoundError(f"{absent[0]}, which the index names, is missing", cure="use another checkpoint")
     arguments = _arguments(folder / _ARGUMENTS)
@@ -203,6 +194,13 @@ def _require_complete(folder: Path, files: dict[str, Path]) -> tuple[str, ...]:
     if absent:
         raise NotFoundError(f"{', '.join(absent)} is missing", cure="use another checkpoint")
     return ("model", "optimizer", "scheduler", "rng")
+
+
+def _weights(folder: Path) -> list[Path]:
+    try:
+        return weight_files(folder)
+    except NotFoundError:
+        raise NotFoundError("model.safetensors is missing", cure="use another checkpoint") from None
 
 
 def _rank_files(files: dict[str, Path], world_size: int) -> list[str]:
@@ -239,7 +237,7 @@ def _arguments(path: Path) -> dict[str, Any]:
         zlib.error,
         EOFError,
     ) as error:
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
     return found
 
 
@@ -251,7 +249,7 @@ def _look_into(path: Path) -> Iterator[_Range]:
         with open_checkpoint(path) as file:
             file.verify()
     elif path.suffix == ".json":
-        _json(path)
+        read_json(path)
     elif path.suffix in _TORCH_ENDINGS:
         yield from _entries(path)
 
@@ -260,13 +258,13 @@ def _entries(path: Path) -> Iterator[_Range]:
     with open(path, "rb") as file:
         if file.read(len(_ZIP)) != _ZIP:
             if not os.fstat(file.fileno()).st_size or path.suffix != ".bin":
-                raise _damaged(path, "it is no file that torch wrote")
+                raise damaged(path, "it is no file that torch wrote")
             return  # a pickle of an old torch has no checksum
         try:
             check_zip(file)
             entries = zipfile.ZipFile(file).infolist()
         except (ZipAnomalyError, zipfile.BadZipFile) as error:
-            raise _damaged(path, str(error)) from None
+            raise damaged(path, str(error)) from None
         for entry in entries:
             file.seek(entry.header_offset + _LOCAL_HEADER_BYTES - 4)
             lengths = file.read(4)
@@ -284,78 +282,4 @@ def _check_ranges(shares: Iterator[_Range]) -> None:
                 crc = zlib.crc32(content, crc)
                 left -= len(content)
         if left or crc != piece.crc:
-            raise _damaged(piece.path, f"its entry {piece.entry!r} does not have the checksum it was written with")
-
-
-def _json(path: Path) -> Any:
-    try:
-        if path.stat().st_size > _LARGEST_TEXT:
-            raise _damaged(path, "it is larger than any text of Trainer")
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, MilepostError):
-            raise
-        raise _damaged(path, f"it is no JSON ({error})") from None
-
-
-def _damaged(path: Path, what: str) -> CorruptDataError:
-    return CorruptDataError(f"{path.name} is damaged: {what}", cure="use another checkpoint")
-
-
-# ---------------------------------------------------------------------- digests
-
-
-def keep_digests(folder: Path) -> None:
-    """Bring the files of a complete folder to the disk, and write down what each of them holds.
-
-    Raises:
-        NotFoundError: The folder was removed meanwhile.
-        StorageError: The disk refuses.
-    """
-    try:
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS]
-        kept = {path.relative_to(folder).as_posix(): _description(path, sync=True) for path in files}
-        replace_file(folder / DIGESTS, json.dumps({"format": 1, "files": kept}, indent=1).encode())
-        if not (folder / STATE_FILE).is_file():  # Trainer removes the folder, and must find it empty
-            (folder / DIGESTS).unlink()
-            folder.rmdir()
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(f"{folder} was removed", cure="keep more checkpoints") from None
-    except OSError as error:
-        if isinstance(error, StorageError) and error.errno == errno.ENOENT:
-            raise NotFoundError(f"{folder} was removed", cure="keep more checkpoints") from None
-        raise error if isinstance(error, StorageError) else storage_error(error, "reading", folder) from error
-
-
-def _description(path: Path, *, sync: bool = False) -> dict[str, Any]:
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        status = os.fstat(file.fileno())
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "xxh3_128": digest.hexdigest()}
-
-
-def _proven(folder: Path, name: str, path: Path) -> bool:
-    """Whether the file has the digest that was written down for it.
-
-    Raises:
-        CorruptDataError: It has not, and was not written since.
-    """
-    kept = _kept(folder).get(name)
-    if not isinstance(kept, dict):
-        return False
-    found = _description(path)
-    if found["xxh3_128"] == kept.get("xxh3_128"):
-        return True
-    if found["mtime_ns"] == kept.get("mtime_ns"):
-        raise _damaged(path, "its digest is not the one taken when it was written")
-    return False
-
-
-def _kept(folder: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError, KeyError, TypeError, CorruptDataError):
-        return dict(_json(folder / DIGESTS)["files"])
-    return {}
+            raise damaged(piece.path, f"its entry {piece.entry!r} does not have the checksum it was written with")

@@ -103,6 +103,17 @@ class KnowsForeignCheckpoints(ABC):
         config = self.checkpointer.config
         return best_of(self.checkpoints, config.best_metric, config.best_mode)
 
+    def __str__(self) -> str:
+        """Id, state and folder, then the newest checkpoint and the best one, a line each."""
+        listed, best = self.checkpoints, self.best
+        lines = [repr(self)]
+        if listed:
+            lines.append(f"  {len(listed)} checkpoints, the newest of step {listed[-1].step}: {listed[-1].path}")
+        if best is not None:
+            metrics = ", ".join(f"{name} {value:g}" for name, value in best.metrics.items() if isinstance(value, float))
+            lines.append(f"  best: step {best.step}{f' ({metrics})' if metrics else ''}: {best.path}")
+        return "\n".join(lines)
+
     def _known_foreign(self) -> dict[str, CheckpointInfo]:
         """Those of this attempt and, by the log, of the attempts before it."""
         if self._foreign is None:
