@@ -20,6 +20,7 @@ from milepost.runs.endings import watch_signals
 
 __all__ = ["Stopping"]
 
+_LOOK_EVERY = 0.1  # seconds: Python takes some ten microseconds to say who handles a signal
 _UNSAID = "should_stop was true"  # another rank, or a rule, knows why
 
 
@@ -49,6 +50,7 @@ class Stopping:
         self._environ = environ
         self._before_limit = before_limit
         self._ask_at = math.inf
+        self._look_at = 0.0
         self._reason = ""
         self._preempted = False
         self._told = False
@@ -82,9 +84,11 @@ class Stopping:
 
     def decide(self, step: int) -> bool:
         """Whether to stop after ``step``; once true, always true."""
-        # Whoever took a signal over meanwhile, as Lightning and submitit do, is chained to.
-        watch_signals(self._signals)
-        if time.time() >= self._ask_at:
+        now = time.time()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY
+            watch_signals(self._signals)  # whoever took one over meanwhile, as submitit does, is chained to
+        if now >= self._ask_at:
             self._ask_at = math.inf
             reason = f"{self._before_limit:g} minutes are left before the time limit of the job"
             self._notice("limit", reason, "the training is asked to save and to stop")
