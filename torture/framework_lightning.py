@@ -1,4 +1,4 @@
-"""A training with Lightning that can be killed at any file event of a save: what :mod:`torture.frameworks` runs.
+"""A training with Lightning that can be killed at any file event of a save: what :mod:`torture.framework_kills` runs.
 
 Dropout is off and the loader does not shuffle: Lightning keeps neither random numbers nor the place in a plain loader.
 Checkpoints are taken at the end of each epoch, so that the losses after a resume are those of a training that was not

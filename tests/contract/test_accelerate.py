@@ -122,7 +122,7 @@ def test_folders_that_accelerate_names_itself_are_refused():
 def test_a_training_that_is_killed_at_file_events_of_its_saves_goes_on_with_the_losses_of_an_undisturbed_one():
     paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
     done = subprocess.run(
-        [sys.executable, "-m", "torture.frameworks", "accelerate", "--sample", "5", "--seed", str(os.getpid())],
+        [sys.executable, "-m", "torture.framework_kills", "accelerate", "--sample", "5", "--seed", str(os.getpid())],
         cwd=ROOT,
         env=os.environ | paths,
         capture_output=True,

@@ -19,8 +19,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
+from torture.framework_kills import metrics_of
 from torture.framework_lightning import Regression, complaints
-from torture.frameworks import metrics_of
 
 import milepost
 from milepost.cli.demo import differences
@@ -281,7 +281,7 @@ def run_training(folder, **environment):
 def test_a_fit_that_is_killed_at_file_events_of_its_saves_goes_on_with_the_losses_of_an_undisturbed_one(folder):
     paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
     done = subprocess.run(
-        [sys.executable, "-m", "torture.frameworks", "lightning", "--sample", "5", "--seed", str(os.getpid())],
+        [sys.executable, "-m", "torture.framework_kills", "lightning", "--sample", "5", "--seed", str(os.getpid())],
         cwd=ROOT,
         env=os.environ | paths,
         capture_output=True,
