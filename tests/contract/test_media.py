@@ -173,6 +173,32 @@ def test_a_full_disk_is_said_once_and_the_training_goes_on(tmp_path, small_disk)
     assert run.status == "completed"
 
 
+def test_the_training_never_imports_pillow_and_says_at_once_if_it_is_absent(tmp_path):
+    _, err, code = run_script(
+        tmp_path,
+        """
+        import sys
+        import milepost, numpy as np
+        with milepost.start("late", tensorboard_dir=None, capture_code=False) as run:
+            run.log_image("a", np.zeros((4, 4)))
+            assert run.flush() and "PIL" not in sys.modules
+        """,
+    )
+    assert code == 0, err
+    _, err, code = run_script(
+        tmp_path,
+        """
+        import sys
+        import milepost, numpy as np
+        sys.modules["PIL"] = None
+        with milepost.start("absent", tensorboard_dir=None, capture_code=False) as run:
+            run.log_image("a", np.zeros((4, 4)))
+        """,
+    )
+    assert code == 1
+    assert 'MissingDependencyError: log_image needs Pillow: pip install "milepost[media]"' in err
+
+
 def test_calls_that_cannot_be_meant_raise_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MILEPOST_COMPANION", "thread")

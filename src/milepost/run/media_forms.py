@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,14 @@ def images_of(image: Any) -> list[Form]:
 
 def need_pillow(call: str) -> None:
     """Refuse at once what nobody could encode later."""
-    if importlib.util.find_spec("PIL") is None:
+    if not _pillow_is_there():
         raise MissingDependencyError(f"{call} needs Pillow", cure='pip install "milepost[media]"')
+
+
+@cache
+def _pillow_is_there() -> bool:
+    """Looked up once, never imported: encoding is not the training's work."""
+    return importlib.util.find_spec("PIL") is not None
 
 
 def _image(image: Any, **facts: Any) -> Form:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,10 @@ def write_staged(folder: Path, rank: int, staged: Staged, data: Iterable[Buffer]
     fields = {"step": staged.step, "name": staged.name, "form": staged.form, "caption": staged.caption}
     header = json.dumps(fields | {"facts": staged.facts}).encode()
     lengths = _LENGTHS.pack(_MAGIC, len(header), sum(map(len, pieces)))
-    name, temporary = _reserve(folder, rank)
+    name, file = _reserve(folder, rank)
+    temporary = folder / f".{name}"
     try:
-        with open(temporary, "wb", buffering=0) as file:
+        with file:
             for piece in (memoryview(lengths + header), *pieces):
                 _write_whole(file.write, piece)
         os.rename(temporary, folder / name)
@@ -82,19 +84,16 @@ def _write_whole(write: Callable[[memoryview], int], rest: memoryview) -> None:
         rest = rest[write(rest) :]
 
 
-def _reserve(folder: Path, rank: int) -> tuple[str, Path]:
-    """A name that nobody else has, and the hidden one under which its file is written."""
+def _reserve(folder: Path, rank: int) -> tuple[str, FileIO]:
+    """A name that nobody else has, and its file, open under the hidden name that it has until it is whole."""
     while True:
         name = f"{rank}-{time.time_ns():016x}-{secrets.token_hex(4)}"
-        temporary = folder / f".{name}"
         try:
-            temporary.open("xb").close()
+            return name, FileIO(folder / f".{name}", "x")
         except FileExistsError:
             continue
         except FileNotFoundError:
             folder.mkdir(parents=True, exist_ok=True)
-            continue
-        return name, temporary
 
 
 def staged_names(folder: Path) -> list[str]:
