@@ -6,7 +6,7 @@ A proxy on the loopback, in front of a real server or of none, whose ``fault`` c
 |---|---|
 | ``none`` | the real server |
 | ``refused`` | no connection |
-| ``500``, ``429`` | an error in JSON; the second asks to come back in a second |
+| ``401``, ``500``, ``429`` | an error in JSON; the last asks to come back in a second |
 | ``hanging`` | a connection, and never an answer while the fault lasts |
 | ``dying`` | the beginning of an answer |
 | ``unanswered`` | no answer, although the real server did what was asked |
@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 
 __all__ = ["Fault", "FaultyServer"]
 
-Fault = Literal["none", "refused", "500", "429", "hanging", "dying", "unanswered", "garbage", "mixed"]
+Fault = Literal["none", "refused", "401", "500", "429", "hanging", "dying", "unanswered", "garbage", "mixed"]
 
 _Answer = tuple[int, list[tuple[str, str]], bytes]
 
@@ -139,6 +139,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         match self.server.owner.next_fault():
+            case "401":
+                self._send(401, json.dumps({"error_code": "UNAUTHENTICATED", "message": "planted"}).encode())
             case "500":
                 self._send(500, json.dumps({"error_code": "INTERNAL_ERROR", "message": "planted"}).encode())
             case "429":

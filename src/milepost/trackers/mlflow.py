@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from milepost.core.events import (
 from milepost.core.names import safe_name
 from milepost.runs.scan import LoggedRecord
 from milepost.trackers.mlflow_words import (
+    LONGEST_NAME,
     RUN_ID_TAG,
     accepted_name,
     note_of,
@@ -51,11 +52,13 @@ from milepost.trackers.protocol import RunDescription
 
 __all__ = ["MlflowTracker"]
 
-_MOST_METRICS = 1000  # in one request
-_MOST_WORDS = 100  # parameters, or tags, in one request
+#: In one request. MLflow takes 1000 and 100, but no more than a megabyte of JSON, where a letter may take six bytes.
+_MOST_METRICS = 500
+_MOST_WORDS = 20  # parameters, or tags
 _LONGEST_PARAM = 500  # of servers that do not say more
 _NOTE = "mlflow.note.content"
 _COMMIT = "mlflow.source.git.commit"
+_REFUSALS = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"}
 _LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 #: For the package, where the user has not said otherwise.
 _QUIET = {
@@ -73,6 +76,7 @@ class _Told:
     """What the next tracker of this run must know; the cursor.
 
     ``samples`` counts the rows of system metrics, which have no step of their own. ``ended_ms`` is when the run ended.
+    ``said`` is what a person was told.
     """
 
     run_id: str = ""
@@ -81,6 +85,7 @@ class _Told:
     ended_ms: int = 0
     description: str = ""
     notes: str = ""
+    said: list[str] = field(default_factory=list)
 
 
 class MlflowTracker:
@@ -105,7 +110,6 @@ class MlflowTracker:
     def __init__(self, uri: str, notice: Callable[[Noticed], None] | None = None) -> None:
         self._uri = uri
         self._notice = notice
-        self._said: set[str] = set()
         self._mlflow: Any = None
         self._client: Any = None
         self._told = _Told()
@@ -134,13 +138,13 @@ class MlflowTracker:
                 f"MLflow cannot open {self._uri} ({error})", cure="pip install mlflow"
             ) from error
         except self._mlflow.MlflowException as error:
-            if error.error_code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+            if error.error_code in _REFUSALS:
                 raise InvalidInputError("MLflow refuses the login", cure=_LOGIN, kind="mlflow-login") from error
             raise
         return True
 
     def write(self, records: Sequence[LoggedRecord]) -> None:
-        """Collect points and tags, and send them a thousand at a time; files are sent at once."""
+        """Collect points and tags, and send them some hundreds at a time; files are sent at once."""
         self._opened()
         for record in records:
             self._take(record)
@@ -211,7 +215,9 @@ class MlflowTracker:
         else:
             identity = experiment.experiment_id
         tags = {RUN_ID_TAG: run.id}
-        return self._opened().create_run(identity, run_name=run.name, start_time=int(run.started * 1000), tags=tags)
+        return self._opened().create_run(
+            identity, run_name=shortened(run.name, LONGEST_NAME), start_time=int(run.started * 1000), tags=tags
+        )
 
     def _new_experiment(self, name: str) -> str:
         """Create it; somebody else may do so at the same moment."""
@@ -347,8 +353,8 @@ class MlflowTracker:
             self._say("artifacts", f"MLflow does not take files of this run ({error}); they stay in its own folder")
 
     def _say(self, topic: str, message: str) -> None:
-        if self._notice is not None and topic not in self._said:
-            self._said.add(topic)
+        if self._notice is not None and topic not in self._told.said:
+            self._told.said.append(topic)
             self._notice(Noticed(source="mlflow", topic=topic, message=message, cured=True))
 
 
@@ -362,7 +368,7 @@ def _import_mlflow() -> Any:
 
 
 def _experiment_name(run: RunDescription) -> str:
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.group or run.name
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or shortened(run.group or run.name, LONGEST_NAME)
 
 
 def _artifact_location(uri: str, experiment: str) -> str | None:

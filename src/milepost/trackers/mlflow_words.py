@@ -17,6 +17,7 @@ from typing import Any
 from milepost.trackers.protocol import RunDescription
 
 __all__ = [
+    "LONGEST_NAME",
     "RUN_ID_TAG",
     "Params",
     "accepted_name",
@@ -31,7 +32,8 @@ __all__ = [
 #: The tag by which the MLflow run of an experiment is found again.
 RUN_ID_TAG = "milepost.run_id"
 
-_LONGEST_NAME = 250
+#: Of a run, an experiment, a metric, a parameter, a tag.
+LONGEST_NAME = 250
 _LONGEST_TAG = 5000  # 8000 in newer servers
 _REFUSED = re.compile(r"[^/\w.\- :]")
 _STATUS = {"running": "RUNNING", "completed": "FINISHED", "failed": "FAILED", "paused": "SCHEDULED"}
@@ -52,10 +54,10 @@ def accepted_name(name: str) -> str:
     """``name`` if MLflow takes it; else one that it takes, and that no other name becomes."""
     mapped = posixpath.normpath(_REFUSED.sub("_", name)).lstrip("/")
     mapped = mapped.replace("..", "__")
-    if mapped == name and mapped != "." and len(name) <= _LONGEST_NAME:
+    if mapped == name and mapped != "." and len(name) <= LONGEST_NAME:
         return name
     mark = f"-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
-    return mapped[: _LONGEST_NAME - len(mark)] + mark
+    return mapped[: LONGEST_NAME - len(mark)] + mark
 
 
 def shortened(text: str, longest: int = _LONGEST_TAG) -> str:

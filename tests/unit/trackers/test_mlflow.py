@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torture.faulty_server import FaultyServer
 
 from milepost.core.errors import InvalidCallError, InvalidInputError, MissingDependencyError
 from milepost.core.events import (
@@ -312,6 +313,24 @@ def test_an_end_is_mlflows_word_for_it_and_ours_in_a_tag(tmp_path: Path, status:
     assert (run.data.tags["milepost.status"], run.data.tags["milepost.reason"]) == (status, "why")
     assert run.data.tags["final/verdict"] == "good"
     assert _points(tmp_path, "final/accuracy") == [(2, (STARTED + 4) * 1000, 0.9)]
+
+
+def test_a_login_that_is_refused_is_for_a_person_to_mend(tmp_path: Path):
+    with FaultyServer(fault="401") as server, pytest.raises(InvalidInputError, match="login") as caught:
+        MlflowTracker(server.url).open(_run(tmp_path), {})
+    assert "MLFLOW_TRACKING_TOKEN" in caught.value.cure
+
+
+def test_what_was_said_is_not_said_again_by_the_next_process(tmp_path: Path):
+    first = _deliver(tmp_path, [identified(), metrics(0, **{"a@b": 1.0})])
+    again = _deliver(tmp_path, [identified(), metrics(0, **{"a@b": 1.0}), metrics(1, **{"a@b": 1.0})])
+    assert (len(first), len(again)) == (1, 0)
+
+
+def test_a_name_longer_than_mlflows_column_is_cut(tmp_path: Path):
+    _deliver(tmp_path, training(1), group="g" * 400)
+    run = _only(tmp_path)
+    assert _client(tmp_path).get_experiment(run.info.experiment_id).name == "g" * 249 + "…"
 
 
 def test_a_tracker_that_is_not_open_says_so():
