@@ -19,12 +19,12 @@ Everything heavy here (strided copies, zstd) releases the GIL. A ``BlockCodec`` 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from milepost.checkpoint.planes import PlaneCutter
 from milepost.checkpoint.subtraction import SCALED_WIDTH, equal, is_scalable, subtract_folded, subtract_scaled
 
 __all__ = [
@@ -141,6 +141,7 @@ class BlockCodec:
         }
         # the window bounds what a forged frame can make the decoder allocate
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=BLOCK_BYTES)
+        self._cutter = PlaneCutter()
         self._plane = np.empty(BLOCK_BYTES, np.uint8)
         self._left = np.empty(BLOCK_BYTES, np.uint8)
 
@@ -200,28 +201,29 @@ class BlockCodec:
             if byte % 2 == 0 and ways[byte : byte + 2] == "RR":
                 letter, length = "w", self._store_pair(data, width, byte, out[position:])
             else:
-                letter, length = self._store_plane(data[byte::width], ways[byte], out[position:])
+                letter, length = self._store_plane(data, width, byte, ways[byte], out[position:])
             lanes.append((letter, length))
             position = _pad(out, position + length)
             byte += _SPAN[letter]
         return lanes
 
-    @staticmethod
-    def _store_pair(data: Bytes, width: int, byte: int, out: Bytes) -> int:
-        words = _words(data)[byte // 2 :: width // 2]
-        np.copyto(_words(out[: words.nbytes]), words)
-        return words.nbytes
+    def _store_pair(self, data: Bytes, width: int, byte: int, out: Bytes) -> int:
+        length = 2 * (len(data) // width)
+        self._cutter.take(data, width, byte, out[:length], span=2)
+        return length
 
-    def _store_plane(self, strided: Bytes, way: str, out: Bytes) -> tuple[str, int]:
-        count = len(strided)
-        if way != "R":
-            plane = self._plane[:count]
-            np.copyto(plane, strided)
-            frame = self._compressors[way].compress(plane.data)
-            if len(frame) < count:
-                out[: len(frame)] = np.frombuffer(frame, np.uint8)
-                return "z", len(frame)
-        np.copyto(out[:count], strided)
+    def _store_plane(self, data: Bytes, width: int, byte: int, way: str, out: Bytes) -> tuple[str, int]:
+        count = len(data) // width
+        if way == "R":
+            self._cutter.take(data, width, byte, out[:count])
+            return "r", count
+        plane = self._plane[:count]
+        self._cutter.take(data, width, byte, plane)
+        frame = self._compressors[way].compress(plane.data)
+        if len(frame) < count:
+            out[: len(frame)] = np.frombuffer(frame, np.uint8)
+            return "z", len(frame)
+        np.copyto(out[:count], plane)
         return "r", count
 
     def decode(self, stored: Bytes, block: EncodedBlock, width: int, out: Bytes) -> None:
@@ -241,12 +243,8 @@ class BlockCodec:
         position = byte = 0
         for letter, length, size in zip(lane_letters(block.encoding), block.lanes, sizes, strict=True):
             lane = stored[position : position + length]
-            if letter == "z":
-                out[byte::width] = self._decompress(lane, size)
-            elif letter == "w":
-                _words(out)[byte // 2 :: width // 2] = _words(lane)
-            else:
-                out[byte::width] = lane
+            plane = self._decompress(lane, size) if letter == "z" else lane
+            self._cutter.put(plane, width, byte, out, span=_SPAN[letter])
             position += padded(length, LANE_ALIGNMENT)
             byte += _SPAN[letter]
 
@@ -272,10 +270,6 @@ def _is_raw(plan: str, width: int, base: Bytes | None) -> bool:
         return True
     relation = plan[:-width]
     return bool(relation) and (base is None or (relation == "s" and not is_scalable(base)))
-
-
-def _words(data: Bytes) -> npt.NDArray[Any]:
-    return data.view(np.dtype("<u2"))
 
 
 def _pad(out: Bytes, length: int) -> int:
