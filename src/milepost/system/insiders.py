@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable
 
-from milepost.companion.guests import describe_run
 from milepost.companion.messages import FromCompanion, Hello, RuleFired, Saved
 from milepost.core.config import ExperimentConfig
 from milepost.core.events import Alerted, Described, Noticed, StatusChanged
@@ -51,6 +50,8 @@ class Insiders:
         """Begin to follow, and tell the hooks."""
         self._log = log
         if self._objects:
+            from milepost.companion.guests import describe_run  # and with it what only a companion needs
+
             self._trackers = InsideTrackers(self._objects, describe_run(layout, hello), layout, self._notice)
             self._trackers.start()
         self._hooks.run_started(run)

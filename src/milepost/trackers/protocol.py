@@ -72,7 +72,8 @@ class Tracker(Protocol):
     Delivery is at least once: after a crash, or after a call that raised, a new tracker is built and opened with the
     cursor of the last flush that returned, and gets the records after that flush again. ``open`` must undo what was
     written after the cursor, or the guest must recognise repeated records. A tracker whose call raised is closed with
-    None, even if the call was ``open``, and not used any more.
+    None, even if the call was ``open``, and not used any more; but one that the setting ``trackers`` holds as an object
+    cannot be built anew, and is opened again. :class:`milepost.testing.TrackerContract` tests all of this.
 
     A tracker raises :class:`milepost.core.errors.MilepostError`, with the cure, where only a person can help: it is
     tried once more when the run ends. Any other exception is taken for a passing fault and tried again soon.
