@@ -187,7 +187,8 @@ def _candidates(folder: Path) -> Iterator[Path]:
 def _described(path: Path, status: os.stat_result, entry: Mapping[str, Any] | None) -> CheckpointInfo:
     if entry is not None and (entry.get("size"), entry.get("mtime_ns")) == (status.st_size, status.st_mtime_ns):
         with suppress(KeyError, TypeError):
-            return _from_entry(entry, path)
+            info = _from_entry(entry, path)
+            return replace(info, pinned=False) if entry.get("pin_mark") else info  # the mark may be gone since
     if path.name.endswith(_NATIVE):
         with open_checkpoint(path) as file:
             info = file.info
@@ -209,6 +210,8 @@ def _as_entries(infos: Collection[CheckpointInfo]) -> list[dict[str, Any]]:
     entries = []
     for info in infos:
         entry = info.to_fields() | {"mtime_ns": info.path.stat().st_mtime_ns}
+        if info.pinned and pin_mark_of(info.path).exists():
+            entry["pin_mark"] = True  # the file itself does not say that it is pinned
         del entry["path"]  # the folder may move
         entries.append(entry)
     return entries

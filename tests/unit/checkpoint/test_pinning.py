@@ -58,3 +58,13 @@ def test_other_experiments_and_later_steps_are_let_alone(folder: Path, tmp_path:
 def test_a_mark_without_its_checkpoint_means_nothing(folder: Path) -> None:
     pin_mark_of(folder / "checkpoint_gone.milepost").touch()
     assert steps(folder) == [(10, False), (20, False), (30, False)]
+
+
+def test_who_removes_the_mark_lets_retention_decide_again(folder: Path) -> None:
+    pinned = pin_newest(folder, "run_1", before=20)
+    assert pinned is not None
+    refresh(folder)
+    pin_mark_of(pinned.path).unlink()
+    assert steps(folder) == [(10, False), (20, False), (30, False)]
+    refresh(folder)
+    assert "pin_mark" not in (folder / CATALOG).read_text()
