@@ -89,7 +89,7 @@ WRONG = [
     *[("hooks", value) for value in ((5,), 5, None, (object,), ("text",))],
     *[("stop_before_limit", value) for value in (0, -1, math.inf, "5", True)],
     *[("compression", value) for value in ("small", "Delta", 0, 0.0)],
-    *[(name, v) for name in ("snapshot", "staging", "include") for v in ("fast", True, None)],
+    *[(name, v) for name in ("snapshot", "staging", "include", "wandb_artifacts") for v in ("fast", True, None)],
     *[(name, v) for name in ("keep_best", "keep_every_steps", "weights_only_after") for v in (0, 1.0, "5", True)],
     *[(n, v) for n in ("save_every_minutes", "keep_every_minutes", "max_overhead") for v in (0, -1, math.nan, "5")],
     *[("max_disk", value) for value in ("", "5 apples", 0, -1, True, 1.5, "-3GB", "0B")],
