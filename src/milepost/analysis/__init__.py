@@ -1,0 +1,1 @@
+"""What do runs say when they are looked at together?"""

@@ -1,0 +1,1 @@
+"""How do the runs of other trackers become runs here?"""
