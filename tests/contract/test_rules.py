@@ -143,12 +143,14 @@ def test_a_rule_stops_a_training_and_asks_for_no_checkpoint_of_what_went_wrong(t
         time.sleep(0.001)
     assert not run.should_save(step + 1)
     print("stopped")
-    run.end(status="stopped")
+    run.end()
     """,
     )
     assert code == 0, err
     assert out.split() == ["stopped"]
-    assert [alert.step for alert in only_run(tmp_path).alerts] == [5]
+    run = only_run(tmp_path)
+    assert [alert.step for alert in run.alerts] == [5]
+    assert (run.status, run.state.reason) == ("stopped", "loss is nan")
 
 
 def test_a_function_that_raises_is_one_notice_and_one_that_hangs_holds_up_no_log(tmp_path):

@@ -259,6 +259,11 @@ class Run(LogsMedia, GivesAlerts, WatchesModels, KnowsForeignCheckpoints, SumsUp
         """Whether a signal, or the job's time limit, asks to end; true at the same step on every rank."""
         return self._stop.tell(self._log.last_step)
 
+    def ask_to_stop(self, reason: str) -> None:
+        """Let ``should_stop`` turn true, on all ranks at one step. Unlike a signal, it asks for no checkpoint."""
+        self._resumption.saved_for_stop = True
+        self._stop.ask(reason)
+
     def save_checkpoint(
         self,
         model: Any = None,

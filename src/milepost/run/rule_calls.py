@@ -36,15 +36,11 @@ class RuleCalls:
 
     Args:
         rules: As the user gave them.
-        ask_to_stop: Lets ``should_stop`` turn true.
         notice: Takes what a person should know; called from the thread of the function that raised.
     """
 
-    def __init__(
-        self, rules: Sequence[Rule], ask_to_stop: Callable[[], None], notice: Callable[[Noticed], None]
-    ) -> None:
+    def __init__(self, rules: Sequence[Rule], notice: Callable[[Noticed], None]) -> None:
         self._rules = rules
-        self._ask_to_stop = ask_to_stop
         self._notice = notice
         self._known: set[tuple[str, str, str]] = set()
         self._raised: set[int] = set()
@@ -63,7 +59,7 @@ class RuleCalls:
         if rule.mark is not None and not run.ended:
             run.tag(rule.mark)
         if rule.stop:
-            self._ask_to_stop()
+            run.ask_to_stop(alert.title)
         if rule.call is not None:
             self._put(fired.rule, _as_told(run.id, alert, fired))
         return alert

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
 from milepost.companion.messages import FromCompanion, Hello, RuleFired, Saved
 from milepost.core.config import ExperimentConfig
@@ -31,13 +30,12 @@ class Insiders:
     Args:
         config: The run's settings.
         rank: Of this process.
-        ask_to_stop: Lets ``should_stop`` turn true.
     """
 
-    def __init__(self, config: ExperimentConfig, rank: int, ask_to_stop: Callable[[], None]) -> None:
+    def __init__(self, config: ExperimentConfig, rank: int) -> None:
         self._objects = given_objects(config.trackers) if rank == 0 else []
         self._hooks = Hooks(config.hooks if rank == 0 else (), self._notice)
-        self._rules = RuleCalls(config.rules, ask_to_stop, self._notice)
+        self._rules = RuleCalls(config.rules, self._notice)
         self._fired_early: list[RuleFired] = []  # before the run was there
         self._run: Run | None = None
         self._trackers: InsideTrackers | None = None

@@ -63,12 +63,6 @@ def launch(config: ExperimentConfig, request: StartRequest) -> Run:
         raise
 
 
-def _stop_without_saving(stop: StopAgreement, resumption: Resumption) -> None:
-    """A rule asks to end: nobody asks for a checkpoint of what it found wrong."""
-    resumption.saved_for_stop = True
-    stop.request()
-
-
 # -------------------------------------------------------------------- its parts
 
 
@@ -91,7 +85,7 @@ def _assemble(
         tags=list(begun.tags),
         signals=_signals(config),
     )
-    insiders = Insiders(config, ranks.rank, partial(_stop_without_saving, stop, resumption))
+    insiders = Insiders(config, ranks.rank)
     log, companion, values = _log_and_companion(config, layout, opened, hello, stop, insiders)
     checkpointer = ModelCheckpointer(
         config,
