@@ -174,7 +174,8 @@ class ExperimentConfig:
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             if not whole and not (value is None and name in optional):
                 raise _invalid(name, value, "give a whole number of at least 1")
-        for name in ("save_every_minutes", "keep_every_minutes", "max_overhead", "stop_before_limit"):
+        seconds = ("stop_before_limit", "system_metrics_every")
+        for name in ("save_every_minutes", "keep_every_minutes", "max_overhead", *seconds):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 < value < math.inf):
                 raise _invalid(name, value, "give a number above 0, or None")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from milepost.core.errors import InvalidCallError
+from milepost.core.errors import InvalidCallError, InvalidInputError
 from milepost.core.events import Event, MediaAdded, MediaStaged
 from milepost.core.names import safe_name
 from milepost.environment.secrets import redact
@@ -26,6 +26,7 @@ __all__ = ["MediaDesk", "keep_file"]
 
 _LOOK_EVERY = 0.02
 _REMEMBERED = 1024
+_LONGEST_WORDS = 4096  # of a name or a caption, in characters: both stand in a record of limited size
 
 
 class _Append(Protocol):
@@ -91,10 +92,13 @@ class MediaDesk:
 
         Raises:
             InvalidCallError: Name or caption is no text, or the step no whole number.
+            InvalidInputError: Name or caption does not fit a record.
         """
         for what, text in (("name", name), ("caption", caption)):
             if not isinstance(text, str):
                 raise InvalidCallError(f"{what} is a {type(text).__name__}", cure="give a string")
+            if len(text) > _LONGEST_WORDS:
+                raise InvalidInputError(f"{what} has {len(text)} characters", cure="log it as a text with log_text")
         at = self.step(step)
         for form in forms:
             staged = Staged(step=at, name=name, form=form.form, caption=redact(caption), facts=form.facts)

@@ -14,7 +14,7 @@ from PIL import Image
 from milepost.companion.media_formats import Encoded, encode
 from milepost.core.errors import CorruptDataError
 from milepost.run.media_forms import Form, audio_of, histogram_of, images_of
-from milepost.run.media_tables import table_of
+from milepost.run.media_tables import plotly_of, table_of
 from milepost.runs.staged import Staged
 
 
@@ -116,6 +116,16 @@ def test_a_table_is_strict_json_without_secrets_whatever_stands_in_its_cells():
     }
     frame = pandas.DataFrame({"a": [1, 2], "b": [0.5, float("nan")]})
     assert json.loads(encoded(table_of(frame, None)).content)["rows"] == [[1, 0.5], [2, "NaN"]]
+
+
+def test_a_figure_of_plotly_is_json_without_secrets_and_with_its_numbers_untouched():
+    objects = pytest.importorskip("plotly.graph_objects")
+    figure = objects.Figure(objects.Scatter(y=np.arange(200.0)), layout={"title": "api_key=abcdefgh12345678"})
+    made = encoded(plotly_of(figure))
+    content = json.loads(made.content)
+    assert made.media_type == "application/vnd.plotly.v1+json"
+    assert content["layout"]["title"]["text"] == "api_key=[redacted]"
+    assert content["data"][0]["y"] == json.loads(figure.to_json())["data"][0]["y"]
 
 
 def test_data_that_does_not_fit_its_description_is_damage_and_no_fault_of_ours():

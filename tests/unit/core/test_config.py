@@ -92,6 +92,7 @@ WRONG = [
     *[(name, v) for name in ("snapshot", "staging", "include", "wandb_artifacts") for v in ("fast", True, None)],
     *[(name, v) for name in ("keep_best", "keep_every_steps", "weights_only_after") for v in (0, 1.0, "5", True)],
     *[(n, v) for n in ("save_every_minutes", "keep_every_minutes", "max_overhead") for v in (0, -1, math.nan, "5")],
+    *[("system_metrics_every", v) for v in (0, -1, math.inf, True, "10")],
     *[("max_disk", value) for value in ("", "5 apples", 0, -1, True, 1.5, "-3GB", "0B")],
     ("backup_dir", ""),
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from milepost.core.events import Alerted, Deferred, Event, MediaAdded, Metrics, StatusChanged
+from milepost.core.events import Alerted, Deferred, Event, MediaAdded, MediaStaged, Metrics, StatusChanged
 from milepost.trackers.feed import Feed
 from tests.unit.trackers.story import LOG, identified, metrics, record, source_of, told
 
@@ -112,3 +112,12 @@ def test_media_and_alerts_without_a_step_stand_at_the_last_one_and_move_it_not()
     events = [metrics(7, loss=1.0), added, Alerted(step=None, title="t"), early, metrics(None, loss=2.0)]
     seen = [record.event for record in Feed(source_of(told(events)), {}).read(10)[0]]
     assert [event.step for event in seen] == [7, 7, 7, 2, 7]  # type: ignore[union-attr]
+
+
+def test_media_reach_a_guest_once_encoded_and_not_before():
+    staged = MediaStaged(step=1, name="plot", source="0-s", form="image")
+    added = MediaAdded(step=1, name="plot", path="p.png", media_type="image/png", size=3, source="0-s")
+    feed = Feed(source_of(told([identified(), staged, added])), {})
+    records, taken = feed.read(10)
+    assert [record.event for record in records] == [identified(), added]
+    assert taken == 3
