@@ -179,3 +179,14 @@ def test_a_handler_that_raises_leaves_the_next_signal_to_be_heard():
             pass
     """
     assert outcome(body) == (["signal SIGTERM", "signal SIGTERM", "end completed None "], 0)
+
+
+def test_watching_again_and_again_makes_no_chain_of_our_own():
+    body = """
+    endings.watch_signals(("SIGTERM",))
+    ours = signal.getsignal(15)
+    for _ in range(3):
+        endings.watch_signals(("SIGTERM",))
+    print(signal.getsignal(15) is ours)
+    """
+    assert outcome(body) == (["True"], 0)
