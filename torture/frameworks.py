@@ -28,7 +28,6 @@ __all__ = ["sweep"]
 FRAMEWORKS = {
     "lightning": "torture.framework_lightning",
     "accelerate": "torture.framework_accelerate",
-    "huggingface": "torture.framework_huggingface",
 }
 
 

@@ -195,3 +195,15 @@ def test_the_examples_for_lightning_run_as_printed_and_a_killed_run_ends_with_th
     assert run.status == "completed"
     assert len(run.attempts) == 2
     assert [info.verified for info in run.checkpoints if info.path.exists()] == [True] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
+def test_the_script_for_trainer_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    code, output = _run(tmp_path, str(ROOT / "examples" / "huggingface_trainer.py"))
+    assert code == 0, output
+    run = _only_run(tmp_path)
+    assert run.status == "completed"
+    assert run.best.path.is_dir()
+    losses = list(_metrics(tmp_path)["train/loss"].values())
+    assert losses[-1] < losses[0] - 0.3
