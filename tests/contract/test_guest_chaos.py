@@ -12,13 +12,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torture.faulty_server import Fault, FaultyServer
 
 import milepost
 from milepost.companion.doctor import examine
-from milepost.core.events import Noticed
+from milepost.core.events import Event, Noticed, StatusChanged, Text
 from milepost.trackers.delivery import Pace
 from milepost.trackers.mlflow import MlflowTracker
 from milepost.trackers.protocol import RunDescription
@@ -171,12 +172,18 @@ def answers(url: str) -> bool:
         return False
 
 
-def losses_in_mlflow(uri: str, experiment: str) -> list[tuple[int, float]]:
-    """Points of the only run of the experiment, by step."""
+def in_mlflow(uri: str, experiment: str) -> tuple[Any, Any]:
+    """A client, and the only run of the experiment."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
     (found,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return client, found
+
+
+def losses_in_mlflow(uri: str, experiment: str) -> list[tuple[int, float]]:
+    """Its points, by step."""
+    client, found = in_mlflow(uri, experiment)
     return sorted((point.step, point.value) for point in client.get_metric_history(found.info.run_id, "loss"))
 
 
@@ -184,7 +191,7 @@ def losses_in_mlflow(uri: str, experiment: str) -> list[tuple[int, float]]:
 def _an_impatient_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """It must give a hanging request up while a test waits, and is imported by the test itself."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
@@ -196,7 +203,8 @@ of_mlflow = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is
 @pytest.mark.usefixtures("_an_impatient_mlflow")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_whatever_becomes_of_the_network_mlflow_has_every_point_once_when_it_is_back(tmp_path, mlflow_server, fault):
-    records = told(training_records(300))
+    end: list[Event] = [Text(step=299, name="note", text="done"), StatusChanged(status="completed")]
+    records = told([*training_records(300, end=None), *end])
     run = RunDescription(id=f"exp-{fault}", name=f"network-{fault}", folder=tmp_path)
     notices: list[Noticed] = []
     pace = Pace(poll_every=0.01, flush_every=0.0, batch=100, backoff=(0.1,) * 50)
@@ -214,6 +222,9 @@ def test_whatever_becomes_of_the_network_mlflow_has_every_point_once_when_it_is_
         server.fault = "none"
         assert one.finish(time.monotonic() + 60), notices
     assert losses_in_mlflow(mlflow_server, run.name) == [(step, 1.0 / (step + 1)) for step in range(300)]
+    client, found = in_mlflow(mlflow_server, run.name)
+    assert found.info.status == "FINISHED"
+    assert [item.path for item in client.list_artifacts(found.info.run_id, "text/note")] == ["text/note/299.txt"]
     said = [notice.cured for notice in notices if notice.topic == "delivery"]
     assert (said[0], said[-1]) == (False, True)
 

@@ -1,7 +1,7 @@
 """How does a run reach MLflow?
 
-Through ``mlflow.MlflowClient``, to a server or a database, kept quiet: no telemetry, no retries of its own (the
-follower has better ones), no address but the one that was given. The MLflow run is created with a tag that holds the
+Through ``mlflow.MlflowClient``, to a server or a database, kept quiet: no telemetry, hardly a retry of its
+own (the follower has better ones), no address but the one that was given. The MLflow run is created with a tag that holds the
 id of the experiment, in one request, so every attempt, and every retry of a request whose answer was lost, finds it.
 
 **Invariants**: a point is told with the time of its record. MLflow's key of a point is name, value, time and step, so
@@ -60,11 +60,12 @@ _NOTE = "mlflow.note.content"
 _COMMIT = "mlflow.source.git.commit"
 _REFUSALS = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"}
 _LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-#: For the package, where the user has not said otherwise.
+#: For the package, where the user has not said otherwise. One retry, because a server may have closed an idle
+#: connection; the rest is for the follower.
 _QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
