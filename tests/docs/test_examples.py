@@ -122,7 +122,11 @@ def test_the_sweep_runs_as_printed_and_its_store_knows_the_best_and_the_worst(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [("quickstart.py",), (*TORCHRUN, "ddp_slurm.py")], ids=["quickstart", "ddp_slurm"])
+@pytest.mark.parametrize(
+    "command",
+    [("quickstart.py",), (*TORCHRUN, "ddp_slurm.py"), ("lightning_trainer.py",)],
+    ids=["quickstart", "ddp_slurm", "lightning_trainer"],
+)
 def test_a_script_of_the_examples_folder_runs_in_an_empty_folder(command: tuple[str, ...], tmp_path: Path) -> None:
     *before, script = command
     code, output = _run(tmp_path, *before, str(ROOT / "examples" / script))
@@ -194,7 +198,9 @@ def test_the_examples_for_lightning_run_as_printed_and_a_killed_run_ends_with_th
     run = _only_run(tmp_path / "killed")
     assert run.status == "completed"
     assert len(run.attempts) == 2
-    assert [info.verified for info in run.checkpoints if info.path.exists()] == [True] * 4
+    there = [info for info in run.checkpoints if info.path.exists()]
+    assert len(there) >= 3
+    assert all(info.verified for info in there)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import mmap
 import os
@@ -105,12 +106,12 @@ class _Carrier(Protocol):
 
 
 class Courier:
-    """Takes files to the disk in order; every method belongs to the training's own thread."""
+    """Takes files to the disk in order; all calls come from the training's own thread, or its signal handlers."""
 
     def __init__(self) -> None:
         self._carrier: _Carrier | None = None
         self._pending: dict[int, PendingFile] = {}
-        self._number = 0
+        self._numbers = itertools.count(1)
         self._deaths = 0
 
     @property
@@ -156,7 +157,7 @@ class Courier:
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._pending:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._hear(left):
+            if not self._hear(left) and left == 0.0 and self._pending:
                 names = ", ".join(one.path.name for one in self.pending)
                 raise GaveUpWaitingError(f"{names} is still being written after {timeout} s", cure="wait longer")
 
@@ -168,11 +169,11 @@ class Courier:
             self._carrier = None
 
     def _send(self, pending: PendingFile) -> PendingFile:
-        self._number += 1
-        self._pending[self._number] = pending
+        number = next(self._numbers)
+        self._pending[number] = pending
         if self._carrier is None:
             self._carrier = _new_carrier()
-        self._carrier.send(_request(self._number, pending), pending)
+        self._carrier.send(_request(number, pending), pending)
         return pending
 
     def _hear(self, timeout: float | None) -> bool:
@@ -257,7 +258,9 @@ class _ProcessCarrier:
         if not ready:
             return None
         try:
-            packet = self._end.recv(_LARGEST_ANSWER)
+            packet = self._end.recv(_LARGEST_ANSWER, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None  # a signal handler that saved took it
         except ConnectionError:
             packet = b""
         if not packet:

@@ -31,6 +31,8 @@ __all__ = ["FileListener", "MilepostCheckpointIO", "last_step_of", "listen_to_fi
 _PATIENCE = 60.0
 _LONGEST_SAVE = 600.0
 _EXTENSION = ".ckpt"
+#: How Lightning calls what it saves before it asks SLURM to end this job and start it again.
+_REQUEUE = "hpc_ckpt_"
 
 
 class FileListener(Protocol):
@@ -75,7 +77,7 @@ class MilepostCheckpointIO(_Base):  # type: ignore[misc]  # which package it com
     """Whole, verified checkpoints that the training does not wait for: ``Trainer(plugins=[MilepostCheckpointIO()])``.
 
     A save returns when the state is copied. The file is there a little later: at the latest when the next save of that
-    path, a load, or ``fit`` itself returns. Outside of ``fit``, and for ``ModelCheckpoint(save_last="link")``, a save
+    path, a load, or ``fit`` itself returns. Outside of ``fit``, before a requeue, and for ``save_last="link"``, a save
     returns when the file is there. Addresses (``s3://...``) are written by Lightning's own code, while the training
     waits.
 
@@ -112,7 +114,7 @@ class MilepostCheckpointIO(_Base):  # type: ignore[misc]  # which package it com
             say(f"the checkpoint {target.name} was not saved: {error.what}", cure=error.cure)
             return
         self._follow(pending)
-        if not self._is_fitting or _has_link(target.parent):
+        if not self._is_fitting or target.name.startswith(_REQUEUE) or _has_link(target.parent):
             self.courier.wait()
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
