@@ -287,10 +287,11 @@ def _mlflow_uri(uri: object) -> str | None:
     examples = "http://127.0.0.1:5000 or sqlite:///mlflow.db"
     if not isinstance(uri, str) or not uri.strip():
         raise _invalid("mlflow_uri", uri, f"give an address like {examples}, or None")
-    if urlsplit(uri).password is not None:
+    parts = urlsplit(uri)
+    if parts.password is not None or (parts.username and parts.scheme in {"http", "https"}):
         cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of a database: what its own client reads)"
         raise InvalidInputError("mlflow_uri holds a password", cure=cure, kind="invalid-setting")
-    if urlsplit(uri).scheme in {"", "file"} and uri != "databricks":
+    if parts.scheme in {"", "file"} and uri != "databricks":
         cure = f"MLflow keeps no runs in folders any more, and there a point told twice is there twice: give {examples}"
         raise _invalid("mlflow_uri", uri, cure)
     if uri.startswith("sqlite:///"):

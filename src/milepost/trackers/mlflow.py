@@ -1,8 +1,8 @@
 """How does a run reach MLflow?
 
-Through ``mlflow.MlflowClient``, to a server or a database, kept quiet: no telemetry, hardly a retry of its
-own (the follower has better ones), no address but the one that was given. The MLflow run is created with a tag that holds the
-id of the experiment, in one request, so every attempt, and every retry of a request whose answer was lost, finds it.
+Through ``mlflow.MlflowClient``, to a server or a database, kept quiet: no telemetry, hardly a retry of its own (the
+follower has better ones), no address but the one that was given. The MLflow run is created with a tag that holds the id
+of the experiment, in one request, so every attempt, and every retry of a request whose answer was lost, finds it.
 
 **Invariants**: a point is told with the time of its record. MLflow's key of a point is name, value, time and step, so
 what is told twice is there once. Parameters there can never be changed; what was changed stands in a tag.

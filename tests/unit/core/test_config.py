@@ -255,7 +255,7 @@ def test_an_address_of_mlflow_is_absolute_and_holds_no_password(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert ExperimentConfig(mlflow_uri="sqlite:///mlflow.db").mlflow_uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert ExperimentConfig(mlflow_uri="http://127.0.0.1:5000").mlflow_uri == "http://127.0.0.1:5000"
-    for refused in ("", 5, "./mlruns", "file:///tmp/mlruns", "https://me:secret@host"):
+    for refused in ("", 5, "./mlruns", "file:///tmp/mlruns", "https://me:secret@host", "https://secret@host"):
         with pytest.raises(InvalidInputError) as caught:
             ExperimentConfig(mlflow_uri=refused)  # type: ignore[arg-type]
         assert "secret" not in str(caught.value)
