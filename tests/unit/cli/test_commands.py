@@ -38,7 +38,7 @@ def test_a_run_whose_process_is_gone_is_not_shown_as_running(stage: Stage) -> No
 
 
 def test_an_empty_store_says_that_nothing_runs(stage: Stage) -> None:
-    assert stage.ask_json() == {"folder": str(stage.root), "going": [], "newest": None, "notices": {}}
+    assert stage.ask_json() == {"folder": str(stage.root), "going": [], "newest": None, "notices": {}, "alerts": {}}
     assert stage.ask().stdout == f"nothing is running in {stage.root}\n"
 
 
