@@ -22,6 +22,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -105,7 +106,7 @@ def _run(training: Training, folder: Path, *, kill_at: int | None) -> tuple[int,
     os.close(to_child[0])
     calls = 0
     tracer: Tracer | None = None
-    with os.fdopen(to_parent[0]) as reports, os.fdopen(to_child[1], "w", buffering=1) as answers:
+    with os.fdopen(to_parent[0]) as reports, os.fdopen(to_child[1], "wb", buffering=0) as answers:
         for line in reports:
             if line == "begin\n":
                 tracer = Tracer(child, kill_at=kill_at or 0)
@@ -113,7 +114,8 @@ def _run(training: Training, folder: Path, *, kill_at: int | None) -> tuple[int,
                 calls = tracer.count
                 tracer.stop()
                 tracer = None
-            answers.write("go\n")
+            with suppress(BrokenPipeError):  # it died at its first call
+                answers.write(b"go\n")
     if tracer is not None:
         tracer.stop()
     return os.waitpid(child, 0)[1], calls
