@@ -1,4 +1,4 @@
-"""A training with Accelerate that can be killed at any file event of a save; :mod:`torture.framework_kills` runs it."""
+"""A training with Accelerate that can be killed at any file event of a save; `torture.framework_kills` runs it."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class CompanionProcess:
         hello: Hello,
         *,
         every_tick: Callable[[], None] = lambda: None,
-        heard: Callable[[FromCompanion], None] = lambda message: None,
+        heard: Callable[[FromCompanion], None] = lambda _: None,
     ) -> None:
         self._hello = hello
         self._every_tick = every_tick

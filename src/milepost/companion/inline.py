@@ -37,7 +37,7 @@ class InlineCompanion:
         hello: Hello,
         *,
         every_tick: Callable[[], None] = lambda: None,
-        heard: Callable[[FromCompanion], None] = lambda message: None,
+        heard: Callable[[FromCompanion], None] = lambda _: None,
     ) -> None:
         self._every_tick = every_tick
         self._heard = heard

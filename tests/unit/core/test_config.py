@@ -103,7 +103,11 @@ def test_a_wrong_value_is_refused_with_field_value_and_cure(name, value):
     with pytest.raises(InvalidInputError) as raised:
         ExperimentConfig(**{name: value})
     error = raised.value
-    shown = value if not isinstance(value, (tuple, list)) or name not in {"save_on_signal", "trackers", "hooks"} else value[-1]
+    shown = (
+        value
+        if not isinstance(value, (tuple, list)) or name not in {"save_on_signal", "trackers", "hooks"}
+        else value[-1]
+    )
     assert name in error.what
     assert repr(shown) in error.what
     assert error.cure
