@@ -6,7 +6,8 @@ others wait for that. Optimizer, scheduler, scaler and random numbers go into ``
 four files: the tensors are written straight from where they lie, with a checksum for every block.
 
 The model stays Hugging Face's, so ``from_pretrained`` and ``load_best_model_at_end`` find what they look for. The
-position in the data is Trainer's: it follows from the step.
+position in the data is Trainer's: it follows from the step. What the batch ahead of it was drawn with is kept
+(:mod:`.huggingface_draws`).
 
 **Invariants**: a folder called ``checkpoint-<step>`` was complete and synced before it got its name. Only the process
 that Trainer lets save renames, between two meetings of all ranks. Older folders go only after that.
@@ -38,12 +39,14 @@ from milepost.checkpoint.streaming import commit_from_live
 from milepost.core.errors import InvalidInputError, MissingDependencyError, StorageError
 from milepost.core.saying import say
 from milepost.integrations.huggingface_digests import STATE_FILE
+from milepost.integrations.huggingface_draws import Draws
 from milepost.integrations.huggingface_folders import FAST_FILE, FAST_RANK_FILE
 from milepost.io.durable import fsync_directory, storage_error
 
 __all__ = ["MilepostTrainerMixin"]
 
 _PARTIAL = ".milepost-partial"
+_AHEAD = "rng_before_batch_ahead"
 _HOOKS = (
     *("_save_checkpoint", "_get_output_dir", "_save_optimizer_and_scheduler", "_save_rng_state"),
     *("_load_optimizer_and_scheduler", "_load_rng_state", "_push_from_checkpoint"),
@@ -63,11 +66,33 @@ class MilepostTrainerMixin:
     """
 
     _partial: Path | None = None
+    _draws: Draws | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         _require_hooks(type(self))
         super().__init__(*arguments, **named)
         _refuse_sharded(self)
+
+    # ---------------------------------------------------------------- batches
+
+    def get_train_dataloader(self) -> Any:
+        """Trainer's own, which remembers the random numbers of the batch that it is ahead."""
+        trainer: Any = self
+        inherited: Any = super()
+        collate = trainer.data_collator
+        self._draws = trainer.data_collator = Draws(collate)
+        try:
+            return inherited.get_train_dataloader()
+        finally:
+            trainer.data_collator = collate
+
+    def get_batch_samples(self, *arguments: Any, **named: Any) -> Any:
+        """As Trainer's; counts what the training has got."""
+        inherited: Any = super()
+        taken = inherited.get_batch_samples(*arguments, **named)
+        if self._draws is not None:
+            self._draws.used(len(taken[0]))
+        return taken
 
     # ---------------------------------------------------------------- saving
 
@@ -117,7 +142,7 @@ class MilepostTrainerMixin:
         if trainer.args.should_save:
             state = state_of(_objects(trainer))
             del state["model"]
-            _write(Path(output_dir) / FAST_FILE, state, trainer.state)
+            _write(Path(output_dir) / FAST_FILE, state | self._batch_ahead(), trainer.state)
 
     def _save_scaler(self, output_dir: str) -> None:
         """Stands in the file of the optimizer."""
@@ -126,7 +151,11 @@ class MilepostTrainerMixin:
         trainer: Any = self
         if trainer.args.process_index > 0:
             path = Path(output_dir) / FAST_RANK_FILE.format(trainer.args.process_index)
-            _write(path, capture_rank(), trainer.state)
+            _write(path, capture_rank() | self._batch_ahead(), trainer.state)
+
+    def _batch_ahead(self) -> dict[str, Any]:
+        ahead = self._draws.ahead if self._draws is not None else None
+        return {_AHEAD: ahead} if ahead is not None else {}
 
     # ---------------------------------------------------------------- loading
 
@@ -139,6 +168,17 @@ class MilepostTrainerMixin:
             # by the order of the parameters, as Trainer does it: the file holds no model to compare with
             for note in restore_stored(stored, replace(_objects(self), model=None)).notes:
                 say(note)
+        self._make_again(checkpoint)
+
+    def _make_again(self, checkpoint: str) -> None:
+        """Have the batch that was ahead made as it was, unless a stream makes all batches before it once more."""
+        from torch.utils.data import IterableDataset
+
+        trainer: Any = self
+        position = _position(checkpoint, trainer.args.process_index)
+        skips = not isinstance(trainer.train_dataset, IterableDataset) and not trainer.args.ignore_data_skip
+        if self._draws is not None and skips and _AHEAD in position:
+            self._draws.make_again(position[_AHEAD], position["rng"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         inherited: Any = super()
@@ -151,15 +191,26 @@ class MilepostTrainerMixin:
         if checkpoint is None or not (Path(checkpoint) / FAST_FILE).is_file():
             inherited._load_rng_state(checkpoint)
             return
-        rank = trainer.args.process_index
-        path = Path(checkpoint) / (FAST_RANK_FILE.format(rank) if rank else FAST_FILE)
-        if not path.is_file():
-            say(f"random numbers of rank {rank} were not saved", cure="go on with as many processes as before")
+        if self._draws is not None and self._draws.is_exact:
+            return  # they were set between two batches, and the second one has drawn since
+        position = _position(checkpoint, trainer.args.process_index)
+        if not position:
+            say(
+                f"random numbers of rank {trainer.args.process_index} were not saved",
+                cure="go on with as many processes as before",
+            )
             return
-        with open_state(path) as stored:
-            position = stored.read({"rng": stored.state["rng"]})
         for note in restore_training_position(position):
             say(note)
+
+
+def _position(checkpoint: str, rank: int) -> dict[str, Any]:
+    """Random numbers of a rank, and those before the batch that it was ahead; empty if they were not saved."""
+    path = Path(checkpoint) / (FAST_RANK_FILE.format(rank) if rank else FAST_FILE)
+    if not path.is_file():
+        return {}
+    with open_state(path) as stored:
+        return dict(stored.read({part: stored.state[part] for part in ("rng", _AHEAD) if part in stored.state}))
 
 
 def _require_hooks(trainer_class: type) -> None:
