@@ -121,6 +121,9 @@ def test_every_file_is_there_when_fit_returns_and_when_a_save_outside_of_it_does
     Regression.load_from_checkpoint(fit.checkpoint_callback.best_model_path)
     fit.save_checkpoint("by hand.ckpt")
     assert torch.load("by hand.ckpt", weights_only=False)["global_step"] == 8
+    fit.strategy.remove_checkpoint("by hand.ckpt")
+    assert not list(Path().glob("*hand*"))
+    assert fit.strategy.checkpoint_io.courier._carrier is None  # no process is left behind
 
 
 def test_a_test_behind_the_fit_belongs_to_the_same_run_and_hides_nothing():

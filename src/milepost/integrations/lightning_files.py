@@ -114,7 +114,9 @@ class MilepostCheckpointIO(_Base):  # type: ignore[misc]  # which package it com
             say(f"the checkpoint {target.name} was not saved: {error.what}", cure=error.cure)
             return
         self._follow(pending)
-        if not self._is_fitting or target.name.startswith(_REQUEUE) or _has_link(target.parent):
+        if not self._is_fitting:
+            self.courier.close()  # nobody tells us when the last such save was made
+        elif target.name.startswith(_REQUEUE) or _has_link(target.parent):
             self.courier.wait()
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -154,6 +156,8 @@ class MilepostCheckpointIO(_Base):  # type: ignore[misc]  # which package it com
             super().remove_checkpoint(path)
             return
         self._follow(self.courier.remove(_absolute(path)))
+        if not self._is_fitting:
+            self.courier.close()
 
     def teardown(self) -> None:
         """Wait until all is written; on other ranks, until rank 0 has."""

@@ -18,6 +18,7 @@ import time
 import zipfile
 import zlib
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def write_sound(path: Path, content: memoryview, about: dict[str, Any]) -> dict[
         file = _new_file(temporary)
         try:
             with file:
+                _remove_torn_descriptions(path)
                 digest = _fill(file, content)
                 file.finish(len(content))
             mtime_ns = _read_back(temporary, digest)
@@ -84,6 +86,13 @@ def _new_file(temporary: str) -> NewFile:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
+
+
+def _remove_torn_descriptions(path: Path) -> None:
+    """What a process that died while it described the file before left; nobody else writes here while we do."""
+    for left in path.parent.glob(f".{escape(sidecar_of(path).name)}.*.tmp"):
+        with suppress(OSError):
+            left.unlink()
 
 
 def _fill(file: NewFile, content: memoryview) -> str:
