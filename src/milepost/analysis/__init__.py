@@ -1,1 +1,0 @@
-"""What do runs say when they are looked at together?"""

@@ -1,1 +1,0 @@
-"""How do the runs of other trackers become runs here?"""
