@@ -74,6 +74,9 @@ class DisabledRun(LogsMedia, GivesAlerts):
     def record_checkpoint(self, action: str, info: CheckpointInfo, *, reason: str = "") -> None:
         """Nothing."""
 
+    def ask_to_stop(self, reason: str) -> None:
+        """Nothing; it never stops."""
+
     def should_save(self, step: int) -> bool:
         """Never."""
         return False
