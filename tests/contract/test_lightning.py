@@ -329,11 +329,13 @@ def test_a_requeue_of_slurm_is_lightnings_and_the_run_hears_of_it(folder):
     process.send_signal(signal.SIGUSR1)
     while not (folder / "requeued").exists():
         time.sleep(0.02)
+    while not any("SIGUSR1 came" in notice.message for notice in only_run(folder / "job").notices):
+        assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)  # which Lightning passes over inside of a job
     process.kill()  # the end of the time that SLURM gives
     process.communicate()
     assert (folder / "requeued").read_text().split() == ["requeue", "7"]
-    assert any("SIGUSR1 came" in notice.message for notice in only_run(folder / "job").notices)
     assert list((folder / "job").glob("hpc_ckpt_*.ckpt"))
     code, output = run_training(folder / "job", **job, SLURM_RESTART_COUNT="1", TORTURE_CKPT_PATH="hpc")
     assert code == 0, output

@@ -107,8 +107,7 @@ class MilepostCallback(Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """End the run as failed."""
         del iteration, trials, info
-        lines = str(trial.get_error() or "the trial failed").split("\n")
-        self._end(trial.trial_id, "failed", next((line.strip() for line in reversed(lines) if line.strip()), ""))
+        self._end(trial.trial_id, "failed", _last_error(trial))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """End what Tune has left open: paused trials, or those of an experiment that ran out of time."""
@@ -135,6 +134,15 @@ class MilepostCallback(Callback):
         self._done.pop(trial_id, None)
         if run is not None:
             run.end(status=status, reason=reason)
+
+
+def _last_error(trial: Trial) -> str:
+    """The last line of what the trial raised, from the file that the driver keeps; it reaches the storage later."""
+    try:
+        lines = Path(trial.error_file or "").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "the trial failed")
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 One write per record at a place reserved beforehand, straight into the durable file. So the companion writes its own
 log, forked children theirs, and the trainer where no memory can be shared.
 
-**Invariants**: as in :mod:`milepost.runs.log`; the file is one segment that never ends. What the disk refuses keeps its
-place in the file and waits in memory, up to a bound.
+**Invariants**: as in :mod:`milepost.runs.log`; the file is one segment that never ends. What the disk refuses waits
+in memory, up to a bound, and comes later in the file than it happened.
 
 **On crash**: of the process, every record whose call returned is with the kernel, unless the disk had refused it. Of
 the machine, what was synced.
@@ -65,7 +65,7 @@ class DirectLog(RunLog):
         self.path = layout.durable_log(log_id, self.segment_size)
         self._on_failure = on_failure
         self._refused = False
-        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._waiting: deque[tuple[int | None, bytes]] = deque()
         self._waiting_bytes = 0
         self._offset = HEADER_BYTES
         header = Header(
@@ -88,50 +88,51 @@ class DirectLog(RunLog):
 
     def _publish(self, payload: bytes) -> int:
         record = seal_record(payload, self._salt)
-        # Reserve, then write there: threads and signal handlers write behind each other, without a lock.
-        offset = self._offset
-        end = offset + len(record)
-        self._offset = end
+        self.catch_up()
+        # Tried although others wait: a short record may fit where a long one did not, and say that the disk is full.
         try:
-            self._write_waiting()
-            write_all(self._fd, record, offset)
+            offset = self._write(record)
         except OSError as error:
             if not self._refused:
                 self._refused = True
                 self._on_failure(storage_error(error, "writing the log", self.path))
-            if not self._wait_for_room(offset, record):
-                self.lost += 1
-                return NOT_KEPT
-        else:
-            self._refused = False
+            return NOT_KEPT
+        self._refused = bool(self._waiting)
         return self.segment_size + offset
 
-    def _wait_for_room(self, offset: int, record: bytes) -> bool:
-        """Keep a record that was refused, whole, however much of it is on the disk; False if too many wait."""
+    def _write(self, record: bytes, offset: int | None = None) -> int:
+        """Write a record at the end, or at the place that it has; let it wait if the disk refuses."""
+        # Reserve, then write there: threads and signal handlers write behind each other, without a lock.
+        place = self._offset if offset is None else offset
+        end = place + len(record)
+        if offset is None:
+            self._offset = end
+        try:
+            write_all(self._fd, record, place)
+        except OSError:
+            if offset is None and self._offset == end:
+                self._offset = place
+                self._let_wait(None, record)
+            else:  # its place is between others: nothing else may stand there
+                self._let_wait(place, record)
+            raise
+        return place
+
+    def _let_wait(self, offset: int | None, record: bytes) -> None:
         if self._waiting_bytes + len(record) > _MOST_BYTES_WAITING:
-            return False
+            self.lost += 1
+            return
         self._waiting_bytes += len(record)
         self._waiting.append((offset, record))
-        return True
-
-    def _write_waiting(self) -> None:
-        """Write what was refused earlier. Several threads may: each takes one out before it writes it."""
-        while self._waiting:
-            try:
-                offset, record = self._waiting.popleft()
-            except IndexError:
-                return
-            try:
-                write_all(self._fd, record, offset)
-            except OSError:
-                self._waiting.appendleft((offset, record))
-                raise
-            self._waiting_bytes -= len(record)
 
     def catch_up(self) -> None:
         """Write what the disk refused earlier, if it takes it now."""
-        with suppress(OSError):
-            self._write_waiting()
+        for _ in range(len(self._waiting)):
+            # Several threads may catch up: each takes a record out before it writes it.
+            with suppress(IndexError, OSError):
+                offset, record = self._waiting.popleft()
+                self._waiting_bytes -= len(record)
+                self._write(record, offset)
 
     def sync(self) -> int:
         """Make what is written survive power loss; the sequence number up to which that holds.
@@ -140,8 +141,7 @@ class DirectLog(RunLog):
             StorageError: The disk refuses.
         """
         self.catch_up()
-        waiting = min((offset for offset, _ in tuple(self._waiting)), default=None)
-        position = self.position if waiting is None else self.segment_size + waiting
+        position = min([self.position, *(self.segment_size + o for o, _ in tuple(self._waiting) if o is not None)])
         try:
             os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
         except OSError as error:
