@@ -46,8 +46,8 @@ def torture(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_nothing_acknowledged_is_lost_in_a_hundred_random_kills() -> None:
-    assert "| none" in torture("random", "--kills", "100", "--seed", "1")
+def test_nothing_acknowledged_is_lost_in_random_kills() -> None:
+    assert "| none" in torture("random", "--kills", "60", "--seed", "1")
 
 
 @needs_ptrace
