@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from milepost.core.errors import InvalidInputError, NotFoundError, StorageError
+from milepost.core.errors import InvalidCallError, InvalidInputError, NotFoundError, StorageError
 from milepost.core.plugins import checked_hook, checked_tracker
 from milepost.core.rules import Rule, is_rule
 
-__all__ = ["CheckpointFormat", "Compression", "ExperimentConfig", "bytes_of", "is_disabled"]
+__all__ = ["CheckpointFormat", "Compression", "ExperimentConfig", "bytes_of", "is_disabled", "one_config"]
 
 CheckpointFormat = Literal["milepost", "pt", "pt.gz", "safetensors"]
 Compression = bool | Literal["delta", "bf16-moments"]
@@ -249,6 +249,20 @@ class ExperimentConfig:
             if key not in names:
                 raise InvalidInputError(f"{key!r} is no setting", cure=f"settings are: {', '.join(sorted(names))}")
         return cls(**settings)
+
+
+def one_config(caller: str, config: ExperimentConfig | None, settings: Mapping[str, Any]) -> ExperimentConfig:
+    """The settings of a call that takes ``config=`` or the fields of one.
+
+    Raises:
+        InvalidCallError: ``caller`` was given both.
+        InvalidInputError: A setting cannot be meant.
+    """
+    if config is not None and settings:
+        raise InvalidCallError(
+            f"{caller} got config= and also {', '.join(settings)}", cure="put them into the ExperimentConfig"
+        )
+    return config or ExperimentConfig.load(**settings)
 
 
 def bytes_of(amount: str | int) -> int:

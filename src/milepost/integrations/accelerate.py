@@ -23,8 +23,8 @@ from typing import Any
 
 import xxhash
 
-from milepost.core.config import ExperimentConfig
-from milepost.core.errors import InvalidCallError, InvalidInputError, MissingDependencyError
+from milepost.core.config import ExperimentConfig, one_config
+from milepost.core.errors import InvalidInputError, MissingDependencyError
 from milepost.core.records import CheckpointInfo
 from milepost.core.saying import say
 from milepost.io.durable import fsync_directory, replace_file, storage_error
@@ -84,11 +84,7 @@ class MilepostTracker(GeneralTracker):  # type: ignore[misc]  # accelerate has n
         **settings: Any,
     ) -> None:
         super().__init__()
-        if config is not None and settings:
-            raise InvalidCallError(
-                f"MilepostTracker got config= and also {', '.join(settings)}", cure="put them into the ExperimentConfig"
-            )
-        self._config = config or ExperimentConfig.load(**settings)
+        self._config = one_config("MilepostTracker", config, settings)
         self._arguments: dict[str, Any] = {"tags": tuple(tags), "resume": resume, "group": group}
         self._run_name = run_name
         self._run: Run | DisabledRun | None = None

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from milepost.core.config import ExperimentConfig
+from milepost.core.config import ExperimentConfig, one_config
 from milepost.core.errors import (
     CorruptDataError,
     GaveUpWaitingError,
@@ -73,15 +73,10 @@ class MilepostCallback(_transformers.TrainerCallback):  # type: ignore[misc]  # 
         config: ExperimentConfig | None = None,
         **settings: Any,
     ) -> None:
-        if config is not None and settings:
-            raise InvalidCallError(
-                f"MilepostCallback got config= and also {', '.join(settings)}",
-                cure="put them into the ExperimentConfig",
-            )
         if isinstance(tags, str):
             raise InvalidCallError(f"tags is the text {tags!r}", cure=f"give a list: [{tags!r}]")
         self.run: Run | DisabledRun | None = None
-        self._config = config or ExperimentConfig.load(**settings)
+        self._config = one_config("MilepostCallback", config, settings)
         self._name, self._tags, self._resume = name, tuple(tags), resume
         self._group, self._description = group, description
         self._training = False

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from milepost.core.config import ExperimentConfig
-from milepost.core.errors import InvalidCallError, InvalidInputError
+from milepost.core.config import ExperimentConfig, one_config
+from milepost.core.errors import InvalidInputError
 from milepost.core.names import safe_name
 from milepost.core.records import CheckpointInfo
 from milepost.environment.scheduler import job_identity
@@ -65,11 +65,7 @@ class MilepostLogger(_Base):  # type: ignore[misc]  # which package it comes fro
         **settings: Any,
     ) -> None:
         super().__init__()
-        if config is not None and settings:
-            raise InvalidCallError(
-                f"MilepostLogger got config= and also {', '.join(settings)}", cure="put them into the ExperimentConfig"
-            )
-        self._config = config or ExperimentConfig.load(**settings)
+        self._config = one_config("MilepostLogger", config, settings)
         if self._config.save_on_signal:
             raise InvalidInputError(
                 f"save_on_signal is {self._config.save_on_signal!r}, but with Lightning signals are Lightning's",

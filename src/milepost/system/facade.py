@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milepost.core.config import ExperimentConfig
-from milepost.core.errors import InvalidCallError
+from milepost.core.config import ExperimentConfig, one_config
 from milepost.core.records import LoadReport, ResumePoint
 from milepost.run import DisabledRun, Run
 from milepost.run.alerting import GivesAlerts
@@ -59,11 +58,7 @@ def start(
         InvalidInputError: A value cannot be meant.
         NotFoundError: ``resume`` names nothing.
     """
-    if config is not None and settings:
-        raise InvalidCallError(
-            f"start got config= and also {', '.join(settings)}", cure="put them into the ExperimentConfig"
-        )
-    tracker = _notebook_tracker(config or ExperimentConfig.load(**settings))
+    tracker = _notebook_tracker(one_config("start", config, settings))
     return tracker.start_experiment(
         name,
         description,
